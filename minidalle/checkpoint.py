@@ -1,0 +1,216 @@
+"""What a run keeps: weights as safetensors, everything else as JSON, each file written aside and renamed into place.
+
+    RUN/config.json · bpe.json · dvae.safetensors · transformer.safetensors     the models as they are used (EMA weights)
+    RUN/state/STEP/                                                            all that training needs to go on
+    RUN/metrics.jsonl                                                          one line for each logged update
+
+Why not torch.save: a pickle runs code when it is opened, and stops opening when a library moves (SPEC 8). A weight
+file here describes itself: its metadata hold the architecture and the fingerprints of the tokenizer and the dVAE that
+the model was trained with, and a model refuses to work with others. `state/STEP/` appears under its name only when it
+is complete, so there is always a whole one to resume from; the last two are kept.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from minidalle.bpe import BPE
+from minidalle.config import DVAEConfig, Preset, TransformerConfig, from_dict
+from minidalle.dvae import DVAE
+from minidalle.transformer import DALLE
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A temporary name beside `path`, for a file or a folder; moved to `path` if the block ends well, else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    try:
+        yield aside / path.name
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(aside / path.name, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: Path, value):
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path):
+    """Raises ValueError, naming the file, where there is none or it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: is {Path(path).parent} the folder of a run?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it or start the run again") from None
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None):
+    with replacing(path) as aside:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, aside, metadata)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors by name, metadata). Raises ValueError, naming the file, where it is missing, cut short or no safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: was this run's training finished?") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): train again or restore it") from None
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes: two models with the same one draw the same pictures."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_model(path: Path, model: torch.nn.Module, tensors: dict[str, torch.Tensor], **hashes: str):
+    """Write `tensors`, the weights of `model`, with its architecture and the `hashes` of what it depends on."""
+    metadata = {"format": f"minidalle {type(model).__name__} 1", "config": json.dumps(dataclasses.asdict(model.config))}
+    save_tensors(path, tensors, metadata | hashes)
+
+
+def load_model(path: Path, model_class, config_class) -> tuple[torch.nn.Module, dict[str, str]]:
+    """The model in evaluation mode, and the metadata of its file. Raises ValueError where the file holds another model."""
+    tensors, metadata = load_tensors(path)
+    expected = f"minidalle {model_class.__name__} 1"
+    if metadata.get("format") != expected:
+        raise ValueError(f"{path} holds {metadata.get('format', 'weights of unknown origin')!r}, expected {expected!r}")
+    try:
+        model = model_class(from_dict(config_class, json.loads(metadata["config"])))
+        model.load_state_dict(tensors)
+    except (KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the weights in {path} do not fit the architecture stored with them ({error})") from None
+    return model.eval(), metadata
+
+
+def load_dvae(run: Path) -> DVAE:
+    """The dVAE of a run folder."""
+    return load_model(Path(run) / "dvae.safetensors", DVAE, DVAEConfig)[0]
+
+
+def load_run(run: Path) -> tuple[Preset, BPE, DVAE, DALLE]:
+    """Everything that draws, from a run folder.
+
+    Raises ValueError where a part is missing, or where the transformer was trained with another tokenizer or dVAE.
+    """
+    run = Path(run)
+    preset = from_dict(Preset, read_json(run / "config.json")["preset"])
+    bpe, dvae = BPE.load(run / "bpe.json"), load_dvae(run)
+    model, metadata = load_model(run / "transformer.safetensors", DALLE, TransformerConfig)
+    have = {"tokenizer": bpe.hash, "dvae": fingerprint(dvae.state_dict())}
+    for part, file in (("tokenizer", "bpe.json"), ("dvae", "dvae.safetensors")):
+        if metadata.get(part) != have[part]:
+            raise ValueError(
+                f"{run / 'transformer.safetensors'} was trained with another {part} (its hash {metadata.get(part, '-')[:12]}, "
+                f"but {file} has {have[part][:12]}): put the file back that it was trained with"
+            )
+    return preset, bpe, dvae, model
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run folder in training: it says what is finished, keeps the states, and takes down the metrics."""
+
+    def __init__(self, folder: Path, settings: dict, resume: bool = False):
+        """settings: what decides the run's result, JSON-ready; kept in config.json and compared on `resume`.
+
+        Raises ValueError where the folder is not empty (without resume), or where its settings are others (with it).
+        """
+        self.folder = Path(folder)
+        config = self.folder / "config.json"
+        settings = json.loads(json.dumps(settings))
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file, expected a folder for the run: choose another --out")
+        if resume and config.exists():
+            other = differences(read_json(config), settings)
+            if other:
+                raise ValueError(
+                    f"{self.folder} holds a run with other settings ({'; '.join(other[:3])}): resume it with the same "
+                    "arguments, or choose another --out"
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} is not empty: add --resume to go on with it, or choose another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(config, settings)
+        self.metrics = self.folder / "metrics.jsonl"
+        self.stages: dict[str, dict] = {}  # finished stages: {"updates": …, "seconds": …}
+
+    def states(self) -> list[Path]:
+        """The complete states, oldest first."""
+        return sorted(path for path in (self.folder / "state").glob("[0-9]*") if path.is_dir())
+
+    def save_state(self, info: dict, tensors: dict[str, dict[str, torch.Tensor]]):
+        """Write state/STEP/, STEP counting the updates of all stages: `info` as JSON, a safetensors file for each entry
+        of `tensors`, and what earlier stages left, so that the run can go on from this folder alone."""
+        step = info["step"] + sum(stage["updates"] for stage in self.stages.values())
+        info = info | {"stages": self.stages, "finished": ["bpe.json", *(f"{name}.safetensors" for name in self.stages)]}
+        with replacing(self.folder / "state" / f"{step:09d}") as aside:
+            aside.mkdir()
+            for name, group in tensors.items():
+                save_tensors(aside / f"{name}.safetensors", group)
+            for name in info["finished"]:
+                shutil.copy(self.folder / name, aside / name)
+            write_json(aside / "state.json", info)
+        for old in self.states()[:-2]:
+            shutil.rmtree(old)
+
+    def latest(self) -> tuple[dict, Path] | None:
+        """(info, folder) of the newest state, its finished files put back in place; None if nothing was saved yet."""
+        states = self.states()
+        if not states:
+            return None
+        info = read_json(states[-1] / "state.json")
+        for name in info["finished"]:
+            with replacing(self.folder / name) as aside:
+                shutil.copy(states[-1] / name, aside)
+        return info, states[-1]
+
+    def log(self, record: dict):
+        """Append one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, stage: str, step: int):
+        """Drop the metrics of `stage` beyond `step`: a resumed run writes them again."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            records = [json.loads(line) for line in lines if line.endswith("}")]
+            kept = [r for r in records if r["stage"] != stage or r["step"] <= step]
+            with replacing(self.metrics) as aside:
+                aside.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+
+
+def differences(old, new, name: str = "") -> list[str]:
+    """Where two nested JSON values differ: ["seed is 1 there, 0 here", …]."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for key in sorted({*old, *new}) for line in differences(old.get(key), new.get(key), f"{name}.{key}")]
+    return [] if old == new else [f"{name.lstrip('.')} is {old!r} there, {new!r} here"]

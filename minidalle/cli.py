@@ -1,0 +1,55 @@
+"""What the commands share: settings such as --transformer.n_layer=4, and errors in one sentence instead of a traceback."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+
+def parse_with_settings(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+    """(the parsed arguments, settings with a dot such as {"transformer.n_layer": "4"}); exits with 2 on anything else."""
+    args, rest = parser.parse_known_args(argv)
+    settings = {}
+    for item in rest:
+        key, equals, value = item.removeprefix("--").partition("=")
+        if not item.startswith("--") or "." not in key or not equals:
+            parser.error(f"unknown argument {item!r}: settings are written as --transformer.n_layer=4")
+        settings[key] = value
+    return args, settings
+
+
+def positive(kind: Callable):
+    """An argparse type: a number of this kind that is greater than 0."""
+
+    def convert(text: str):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+        return value
+
+    convert.__name__ = f"positive {kind.__name__}"
+    return convert
+
+
+def run_command(command: Callable[[], None]):
+    """Call `command`; exit with 2 and one sentence on bad input (ValueError), with 1 on failure or Ctrl-C.
+
+    With MINIDALLE_TRACEBACK set in the environment, errors are raised as they are, for those who look for a bug.
+    """
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    if os.environ.get("MINIDALLE_TRACEBACK"):
+        return command()
+    try:
+        command()
+    except ValueError as error:
+        leave(f"error: {error}", 2)
+    except KeyboardInterrupt as stop:
+        leave(f"{stop or 'stopped'}; the same command with --resume goes on from there" if stop.args else "stopped", 1)
+    except (OSError, ImportError) as error:
+        leave(f"error: {error}: nothing that was saved before is lost", 1)
+
+
+def leave(message: str, code: int):
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,274 @@
+"""Every size and constant of a run, in one place: frozen dataclasses, named presets, overrides.
+
+In: a preset's name ("tiny", "small", "dalle-12b"), the data it is for, overrides such as
+`transformer.n_layer=4`, and a budget that multiplies the number of updates. Out: one `Preset`.
+
+The defaults of the dataclasses are the paper's constants, so that the preset "dalle-12b" is almost
+empty and "tiny" shows exactly what a small run changes. Each field names its mark in SPEC.md;
+"O" marks what is this project's own choice and not the paper's.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str = "shapes"  # which captioned pictures: see minidalle/data
+    height: int = 256  # pixels, P 2.1
+    width: int = 256  # pixels
+    pool: int = 4_000  # pictures drawn for training, O
+    vocab_size: int = 16_384  # BPE entries asked for, P 2.2; a small corpus fills fewer
+
+
+@dataclass(frozen=True)
+class DVAEConfig:
+    """Architecture of the dVAE (SPEC 2)."""
+
+    codebook_size: int = 8192  # K, P 2.1
+    n_hid: int = 256  # width of the first group; each group doubles it, C
+    n_init: int = 128  # width of a codebook vector, C
+    n_group: int = 4  # the picture is halved between groups, C
+    n_block: int = 2  # residual blocks in a group, C
+    input_kernel: int = 7  # of the encoder's first convolution, C
+    patch: int = 1  # O: fold patch x patch pixels into channels first; 1 = off
+    normalize_logits: bool = False  # O: normalise each code's logit over the batch, against collapse
+    likelihood: str = "logit_laplace"  # P A.3; O: "bernoulli"
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side: 8 in the paper."""
+        return self.patch * 2 ** (self.n_group - 1)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Architecture of the transformer (SPEC 5)."""
+
+    n_layer: int = 64  # P B.1
+    n_head: int = 62  # P B.1
+    n_embd: int = 3968  # C, 62 heads of width 64, P B.1
+    text_len: int = 256  # positions of text, the last of them [SEP], P 2.2
+    rows: int = 32  # rows of image codes, P 2.1
+    grid: int = 32  # G, image codes in a row, P 2.1
+    vocab_size: int = 16_384  # V, text tokens, P 2.2
+    codebook_size: int = 8192  # K, image tokens, P 2.1
+    masks: str = "dalle"  # the paper's row, column and conv masks, P B.1; O: "causal" everywhere
+    kernel_size: int = 11  # of the conv mask, P Fig. 11
+
+    @property
+    def n_image(self) -> int:
+        return self.rows * self.grid
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How one model is trained. Lengths are in updates, so that a budget can scale them all."""
+
+    updates: int
+    batch_size: int
+    lr: float
+    lr_end: float  # after `lr_updates`, along half a cosine
+    lr_updates: int
+    warmup: int = 0  # updates of linear warm-up
+    halve_at: tuple = ()  # updates at which the rate is halved, in place of the cosine
+    betas: tuple = (0.9, 0.999)  # P A.2
+    eps: float = 1e-8  # P A.2, B.2
+    weight_decay: float = 1e-4  # P A.2
+    clip: float = 0.0  # largest norm of the gradient; 0 = no clipping
+    ema_decay: float = 0.999  # P A.2
+    ema_every: int = 1  # updates between two steps of the average
+    muon_lr: float = 0.0  # O: rate of Muon for the blocks' matrices; 0 = AdamW for everything, as the paper
+
+
+@dataclass(frozen=True)
+class DVAEStage(StageConfig):
+    """SPEC 2, "schedules" (P A.2)."""
+
+    updates: int = 3_000_000
+    batch_size: int = 512
+    lr: float = 1e-4
+    lr_end: float = 1.25e-6
+    lr_updates: int = 1_200_000
+    tau_start: float = 1.0  # temperature of the relaxation
+    tau_end: float = 1 / 16
+    tau_updates: int = 150_000
+    kl_weight: float = 6.6  # beta
+    kl_updates: int = 5_000
+    noise_updates: int = 0  # O: fade the Gumbel noise in over so many updates; 0 = full noise throughout
+
+
+@dataclass(frozen=True)
+class TransformerStage(StageConfig):
+    """SPEC 5, "optimizer" and "loss" (P B.2, P 2.2)."""
+
+    updates: int = 430_000
+    batch_size: int = 1024
+    lr: float = 4.5e-4
+    lr_end: float = 4.5e-4  # the paper halves on plateau instead; when is not stated
+    lr_updates: int = 430_000
+    warmup: int = 5_000
+    halve_at: tuple = (250_000, 290_000, 330_000, 370_000, 400_000)  # five times (P B.2); the updates are O
+    betas: tuple = (0.9, 0.96)
+    weight_decay: float = 4.5e-2
+    clip: float = 4.0
+    ema_decay: float = 0.99
+    ema_every: int = 25
+    text_weight: float = 1 / 8  # of the text loss; the image loss has the rest, P 2.2
+    bpe_dropout: float = 0.1  # P 2.2
+    caption_dropout: float = 0.0  # O: share of captions emptied, which guidance needs
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    dvae: DVAEStage = field(default_factory=DVAEStage)
+    transformer: TransformerStage = field(default_factory=TransformerStage)
+    log_every: int = 50  # updates between two lines of metrics.jsonl
+    save_every: int = 1_000  # updates between two saved states
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    temperature: float = 1.0  # P 3
+    top_k: int = 0  # 0 = all codes
+    top_p: float = 1.0  # 1 = all codes
+    guidance: float = 1.0  # O: 1 = none
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    dvae: DVAEConfig = field(default_factory=DVAEConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+# --- presets -------------------------------------------------------------------------------------------------------
+
+TINY = Preset(
+    name="tiny",
+    data=DataConfig(height=24, width=24, pool=30_000, vocab_size=315),  # 315: every word of the drawn world is one token
+    dvae=DVAEConfig(
+        codebook_size=128, n_hid=64, n_init=64, n_group=1, n_block=1, input_kernel=3,
+        patch=4, normalize_logits=True, likelihood="bernoulli",
+    ),
+    transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96),
+    train=TrainConfig(
+        dvae=DVAEStage(
+            updates=6_000, batch_size=16, lr=8e-3, lr_end=0.0, lr_updates=6_000, betas=(0.9, 0.99),
+            tau_end=0.5, tau_updates=4_200, kl_weight=0.0, noise_updates=4_800,
+        ),
+        transformer=TransformerStage(
+            updates=6_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=6_000, warmup=100, halve_at=(),
+            betas=(0.9, 0.99), weight_decay=0.05, clip=1.0, ema_decay=0.995, ema_every=1, muon_lr=0.02,
+            text_weight=0.02, caption_dropout=0.1,
+        ),
+    ),
+    sample=SampleConfig(top_p=0.9, guidance=2.0),
+)  # fmt: skip
+
+SMALL = Preset(
+    name="small",
+    data=DataConfig(pool=4_000),
+    dvae=DVAEConfig(codebook_size=2048, n_hid=64),
+    transformer=TransformerConfig(n_layer=12, n_head=8, n_embd=512),
+    train=TrainConfig(
+        dvae=DVAEStage(
+            updates=50_000, batch_size=16, lr=3e-4, lr_end=3e-6, lr_updates=50_000, tau_updates=30_000,
+            warmup=500,
+        ),
+        transformer=TransformerStage(
+            updates=50_000, batch_size=16, lr_end=4.5e-6, lr_updates=50_000, warmup=1_000, halve_at=(), clip=1.0,
+            ema_decay=0.999, ema_every=1,
+        ),
+    ),
+)  # fmt: skip
+
+PRESETS = {"tiny": TINY, "small": SMALL, "dalle-12b": Preset(name="dalle-12b")}
+
+# What other pictures change in a preset, as overrides.
+FOR_DATA = {
+    ("tiny", "openmoji"): {
+        "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
+    },
+}  # fmt: skip
+
+
+def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, budget: float = 1.0) -> Preset:
+    """The preset `name` for the pictures `data`, with `overrides` such as {"transformer.n_layer": "4"} applied and
+    the length of every schedule multiplied by `budget`.
+
+    Raises ValueError for an unknown preset, an unknown key, a value of another type, or a budget that is not positive.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"--budget must be a positive number, got {budget}: 1.0 is the preset's own length")
+    for key, value in {"data.name": data, **FOR_DATA.get((name, data), {}), **(overrides or {})}.items():
+        preset = override(preset, key, value)
+    return scale_updates(preset, budget)
+
+
+def override(config, key: str, value):
+    """A copy of the dataclass `config` with the field at the dotted `key` set to `value`, which may be a string."""
+    head, _, rest = key.partition(".")
+    names = [f.name for f in fields(config)]
+    if head not in names:
+        raise ValueError(f"unknown setting {head!r}{nearest(head, names)}; there are {', '.join(names)}")
+    old = getattr(config, head)
+    if rest and not is_dataclass(old):
+        raise ValueError(f"{head!r} has no setting {rest!r}: it is a plain value")
+    new = override(old, rest, value) if rest else convert(head, value, old)
+    return dataclasses.replace(config, **{head: new})
+
+
+def convert(name: str, value, old):
+    """`value` (often a string from the command line) as the type of the `old` value of the setting `name`."""
+    if is_dataclass(old):
+        raise ValueError(f"{name!r} is a group of settings: name one of them, as in {name}.{fields(old)[0].name}")
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
+        if isinstance(old, tuple):
+            items = value.split(",") if isinstance(value, str) else value
+            kind = type(old[0]) if old else int
+            return tuple(kind(item) for item in items if item != "")
+        return type(old)(value)
+    except (KeyError, ValueError, TypeError):
+        raise ValueError(f"{name} must be of type {type(old).__name__}, such as {old!r}, got {value!r}") from None
+
+
+def scale_updates(config, budget: float):
+    """Multiply every length that is counted in updates, at any depth; at least one update stays."""
+    changes = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            changes[f.name] = scale_updates(value, budget)
+        elif f.name == "updates" or f.name.endswith("_updates") or f.name == "warmup":
+            changes[f.name] = max(1, round(value * budget)) if value else 0
+        elif f.name == "halve_at":
+            changes[f.name] = tuple(round(at * budget) for at in value)
+    return dataclasses.replace(config, **changes)
+
+
+def from_dict(cls, values: dict):
+    """The dataclass `cls` from what `dataclasses.asdict` made of it and JSON kept. Raises ValueError on unknown keys."""
+    config = Preset(name="") if cls is Preset else cls()
+    for key, value in values.items():
+        old = getattr(config, key, None)
+        if is_dataclass(old):
+            config = dataclasses.replace(config, **{key: from_dict(type(old), value)})
+        else:
+            config = override(config, key, value)
+    return config
+
+
+def nearest(name: str, names) -> str:
+    """ " (did you mean 'tiny'?)" or nothing."""
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,137 @@
+"""Drawing: the transformer writes image codes one by one, each drawn from what it predicts, none ever taken back.
+
+    text (text_len,) or (n, text_len)  ->  codes (n, rows, grid)
+
+Two ideas carry this file. The *cache*: a position's keys and values never change once they are computed, so each step
+runs one new position through the network instead of all of them. And *seeds of one's own*: picture k gets all its
+random numbers from seed k, so that it does not depend on how many other pictures are drawn beside it.
+
+The paper draws at temperature 1, from all codes (P 3). Cutting the tail (`top_k`, `top_p`) and `guidance` are O.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from minidalle.sequence import PAD
+from minidalle.transformer import DALLE
+
+
+@torch.no_grad()
+def generate(
+    model: DALLE,
+    text: torch.Tensor,
+    n: int,
+    seeds: Sequence[int],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    prefix: torch.Tensor | None = None,
+    on_token: Callable[[int, torch.Tensor], None] | None = None,
+    guidance: float = 1.0,
+) -> torch.Tensor:
+    """Draw n pictures as codes (n, rows, grid) int64.
+
+    text: (text_len,) int64 for one caption, or (n, text_len) for a caption each, as `sequence.tokenize` makes it.
+    seeds: n integers; picture k depends on seeds[k] alone. temperature: 0 is greedy. top_k: 0 keeps all codes; ties
+    with the k-th are kept. top_p: keeps the fewest codes whose probabilities reach it; 1 keeps all.
+    prefix: codes (r, grid) or (n, r, grid) of the top rows, which are kept as they are (P 3.3).
+    on_token(cell, codes (n,)): called after every drawn cell.
+    guidance: logits are moved from those of the empty caption towards and past those of the caption by this factor
+    (O; needs a model trained with `caption_dropout`); 1 is off.
+    Raises ValueError for values outside these ranges or shapes that do not fit the model.
+    """
+    config, device = model.config, model.image_head.weight.device
+    check_settings(n, seeds, temperature, top_k, top_p, guidance)
+    text = (text.expand(n, -1) if text.dim() == 1 else text).to(device)  # (n, text_len)
+    if len(text) != n:
+        raise ValueError(f"expected one caption or {n}, one a picture, got {len(text)}")
+    if guidance != 1:
+        text = torch.cat([text, torch.full_like(text, PAD)])  # (2n, text_len): the second half has no caption
+    model.check(text)
+    draws = torch.stack([uniform(seed, config.n_image) for seed in seeds]).to(device)  # (n, rows * grid)
+    codes = torch.zeros(n, config.n_image, dtype=torch.int64, device=device)
+    first = place_prefix(codes, prefix, config)
+
+    cache = new_cache(model, len(text))
+    h = model.run(model.embed.text(text), cache)  # (n or 2n, text_len, C); the last state is [SEP]'s
+    if first:
+        known = codes[:, :first].repeat(len(text) // n, 1)
+        h = model.run(model.embed.image(known), cache, config.text_len)
+    for cell in range(first, config.n_image):
+        logits = model.image_head(h[:, -1]).float()  # (n or 2n, K)
+        if guidance != 1:
+            given, empty = logits.chunk(2)
+            logits = empty + guidance * (given - empty)  # (n, K)
+        codes[:, cell] = choose(probabilities(logits, temperature, top_k, top_p), draws[:, cell])
+        if on_token is not None:
+            on_token(cell, codes[:, cell])
+        if cell + 1 < config.n_image:
+            new = codes[:, cell : cell + 1].repeat(len(text) // n, 1)  # (n or 2n, 1)
+            h = model.run(model.embed.image(new, cell), cache, config.text_len + cell)
+    return codes.view(n, config.rows, config.grid)
+
+
+def uniform(seed: int, count: int) -> torch.Tensor:
+    """`count` numbers in [0, 1), float64, that depend on `seed` alone."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def new_cache(model: DALLE, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Room for the keys and values of the whole stream, for each layer two tensors (batch, H, T, D)."""
+    config, weight = model.config, model.image_head.weight
+    shape = (batch, config.n_head, config.text_len + config.n_image, config.n_embd // config.n_head)
+    return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in model.blocks]
+
+
+def probabilities(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+    """logits (n, K) -> probabilities (n, K) after temperature, then top-k, then top-p."""
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[1]:
+        kth = logits.topk(top_k, dim=1).values[:, -1:]  # (n, 1)
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    probs = logits.softmax(dim=1)
+    if top_p < 1:
+        ranked, order = probs.sort(dim=1, descending=True, stable=True)
+        before = ranked.cumsum(dim=1) - ranked  # probability of all likelier codes
+        ranked = ranked.masked_fill(before >= top_p, 0.0)
+        probs = torch.zeros_like(probs).scatter_(1, order, ranked)
+    return probs / probs.sum(dim=1, keepdim=True)
+
+
+def choose(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Inverse-CDF sampling: the first code at which the summed probability passes u. (n, K), (n,) in [0, 1) -> (n,).
+
+    One random number decides one code, and a code of probability 0 is never taken: the sum does not grow there.
+    """
+    total = probs.double().cumsum(dim=1)
+    return torch.searchsorted(total, (u * total[:, -1])[:, None], right=True)[:, 0]
+
+
+def place_prefix(codes: torch.Tensor, prefix: torch.Tensor | None, config) -> int:
+    """Write the given top rows into codes (n, rows * grid); returns the number of cells that are then known."""
+    if prefix is None:
+        return 0
+    if prefix.dim() not in (2, 3) or prefix.shape[-1] != config.grid or prefix.shape[-2] >= config.rows:
+        raise ValueError(
+            f"expected a prefix of shape (r, {config.grid}) or (n, r, {config.grid}) with r < {config.rows} "
+            f"rows of codes, got {tuple(prefix.shape)}"
+        )
+    first = prefix.shape[-2] * config.grid
+    codes[:, :first] = prefix.reshape(-1, first).to(codes.device)
+    return first
+
+
+def check_settings(n, seeds, temperature, top_k, top_p, guidance):
+    if n < 1 or len(seeds) != n:
+        raise ValueError(f"expected n >= 1 pictures and a seed for each, got n = {n} and {len(seeds)} seeds")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
+    if top_k < 0:
+        raise ValueError(f"top_k must be 0 (all codes) or positive, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps all codes")
+    if not 0 <= guidance < float("inf"):
+        raise ValueError(f"guidance must be 0 or more, got {guidance}; 1 is off")

@@ -1,0 +1,297 @@
+"""One training loop for every model, and the two stages that use it: first the dVAE, then, with it frozen, the transformer.
+
+What happens at update k depends on (seed, stage, k) alone: the batch, the noise and the dropped words are drawn from
+generators seeded with these three. So a resumed run needs no other memory of chance than its position, and ends with
+the same weights as one that was never stopped.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minidalle.bpe import BPE
+from minidalle.checkpoint import Run, fingerprint, load_tensors, save_model
+from minidalle.config import Preset, StageConfig, TransformerConfig
+from minidalle.dvae import DVAE, cosine, schedules, usage
+from minidalle.sequence import fit_text_len, tokenize
+from minidalle.transformer import DALLE
+
+# --- the two stages ------------------------------------------------------------------------------------------------
+
+
+def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device: torch.device) -> DVAE:
+    """Stage 1 (P 2.1). images (N, 3, height, width) uint8 -> the trained dVAE, with its EMA weights, in evaluation mode."""
+    stage = preset.train.dvae
+    torch.manual_seed(seed_of(seed, "dvae", "weights"))
+    model = DVAE(preset.dvae).to(device)
+
+    def batch_at(rng: random.Random):
+        return (images[rng.choices(range(len(images)), k=stage.batch_size)],)  # (B, 3, height, width) uint8
+
+    def losses_at(step: int, batch, generator):
+        loss = model.loss(to_float(batch[0]), **schedules(stage, step), generator=generator)
+        return loss.total, lambda: {
+            "nll": loss.nll.item(), "kl": loss.kl.item(), **schedules(stage, step),
+            **usage(loss.codes, preset.dvae.codebook_size),
+        }  # fmt: skip
+
+    n_codes = images[0, 0].numel() // preset.dvae.downsample**2
+    return fit(run, "dvae", model, stage, preset, batch_at, losses_at, seed, device, n_codes)
+
+
+def train_transformer(
+    run: Run, preset: Preset, bpe: BPE, dvae: DVAE, captions: list[str], codes: torch.Tensor, seed: int,
+    device: torch.device,
+) -> DALLE:  # fmt: skip
+    """Stage 2 (P 2.2). N captions and their codes (N, rows, grid) int64 -> the trained transformer."""
+    stage = preset.train.transformer
+    config = stream_config(preset, bpe, captions, codes)
+    torch.manual_seed(seed_of(seed, "transformer", "weights"))
+    model = DALLE(config).to(device)
+    codes = codes.flatten(1)  # (N, rows * grid)
+
+    def batch_at(rng: random.Random):
+        chosen = rng.choices(range(len(captions)), k=stage.batch_size)
+        words = ["" if rng.random() < stage.caption_dropout else captions[i] for i in chosen]
+        return tokenize(bpe, words, config.text_len, stage.bpe_dropout, rng), codes[chosen]
+
+    def losses_at(step: int, batch, generator):
+        loss = model.loss(*batch, text_weight=stage.text_weight)
+        return loss.total, lambda: {"text": loss.text.item(), "image": loss.image.item()}
+
+    hashes = {"tokenizer": bpe.hash, "dvae": fingerprint(dvae.state_dict())}
+    n_positions = config.text_len + config.n_image
+    return fit(run, "transformer", model, stage, preset, batch_at, losses_at, seed, device, n_positions, hashes)
+
+
+def stream_config(preset: Preset, bpe: BPE, captions: list[str], codes: torch.Tensor) -> TransformerConfig:
+    """The preset's transformer with the lengths and vocabularies of this tokenizer, these captions and codes."""
+    return dataclasses.replace(
+        preset.transformer, text_len=fit_text_len(bpe, captions), vocab_size=len(bpe),
+        rows=codes.shape[1], grid=codes.shape[2], codebook_size=preset.dvae.codebook_size,
+    )  # fmt: skip
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    run: Run, name: str, model: nn.Module, stage: StageConfig, preset: Preset, batch_at: Callable, losses_at: Callable,
+    seed: int, device: torch.device, tokens_per_item: int, hashes: dict[str, str] | None = None,
+) -> nn.Module:  # fmt: skip
+    """Train `model`, going on from the run's newest state if it has one; returns it with its EMA weights, to be used.
+
+    batch_at(rng) -> tensors of one batch, on the CPU. losses_at(step, batch on the device, generator) -> (the loss,
+    a function that returns the numbers to log). tokens_per_item: positions in one item, for tokens/s.
+    """
+    optimizers = make_optimizers(model, stage)
+    average = {key: value.clone() for key, value in model.state_dict().items()}
+    autocast, scaler = precision(device)
+    step, seconds = restore(run, name, model, average, optimizers, scaler)
+    model.train()
+
+    def save():
+        info = {"stage": name, "step": step, "seconds": seconds, "scaler": scaler.state_dict()}
+        tensors = {"weights": model.state_dict(), "ema": average, "optimizer": flatten(optimizers)}
+        run.save_state(info, tensors)
+        save_model(run.folder / f"{name}.safetensors", model, average, **(hashes or {}))
+
+    with Interrupt() as interrupt, tqdm(total=stage.updates, initial=step, desc=name, unit="update") as bar:
+        while step < stage.updates:
+            started = time.perf_counter()
+            set_learning_rate(optimizers, stage, step)
+            batch = [t.to(device) for t in batch_at(random.Random(seed_of(seed, name, step)))]
+            generator = torch.Generator(device).manual_seed(seed_of(seed, name, step))
+            with autocast, out_of_memory_as_advice(name, stage.batch_size):
+                loss, numbers = losses_at(step, batch, generator)
+                scaler.scale(loss).backward()
+            update(model, optimizers, scaler, stage.clip)
+            step += 1
+            if step % stage.ema_every == 0:
+                average_weights(average, model, min(stage.ema_decay, step / (step + 10)))
+            seconds += time.perf_counter() - started
+            if step % preset.train.log_every == 0 or step == stage.updates:
+                record = {"stage": name, "step": step, "seconds": round(seconds, 3), "loss": loss.item(), **numbers()}
+                run.log(record | {"tokens_per_s": round(step * stage.batch_size * tokens_per_item / seconds)})
+                bar.set_postfix(loss=f"{record['loss']:.3f}")
+            bar.update()
+            if step % preset.train.save_every == 0 or step == stage.updates or interrupt.asked:
+                save()
+            if interrupt.asked:
+                raise KeyboardInterrupt(f"stopped and saved after update {step} of {stage.updates} of the {name}")
+    run.stages[name] = {"updates": stage.updates, "seconds": seconds}
+    model.load_state_dict(average)
+    return model.eval()
+
+
+def update(model: nn.Module, optimizers: list, scaler, clip: float):
+    """One step of every optimizer from the gradients that `backward` left, clipped to the norm `clip` if it is not 0."""
+    if clip:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    scaler.update()
+
+
+def make_optimizers(model: nn.Module, stage: StageConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything (P A.2, B.2); or, O, Muon for the matrices of the blocks and AdamW for the rest."""
+    named = list(model.named_parameters())
+    for_muon = [p for name, p in named if stage.muon_lr and name.startswith("blocks.") and p.dim() == 2]
+    taken = {id(p) for p in for_muon}
+    rest = [p for _, p in named if id(p) not in taken]
+    optimizers = [
+        torch.optim.AdamW(rest, stage.lr, stage.betas, stage.eps, weight_decay=stage.weight_decay, fused=True)
+    ]
+    if for_muon:
+        optimizers.append(torch.optim.Muon(for_muon, stage.muon_lr, weight_decay=stage.weight_decay))
+    for optimizer in optimizers:
+        optimizer.full_rate = optimizer.param_groups[0]["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizers: list, stage: StageConfig, step: int):
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.full_rate * learning_rate(stage, step) / stage.lr
+
+
+def learning_rate(stage: StageConfig, step: int) -> float:
+    """Linear warm-up; then half a cosine (P A.2), or halving at given updates (P B.2)."""
+    warm = min((step + 1) / stage.warmup, 1.0) if stage.warmup else 1.0
+    if stage.halve_at:
+        return warm * stage.lr * 0.5 ** sum(step >= at for at in stage.halve_at)
+    return warm * cosine(step, stage.lr_updates, stage.lr, stage.lr_end)
+
+
+@torch.no_grad()
+def average_weights(average: dict[str, torch.Tensor], model: nn.Module, decay: float):
+    """average <- decay * average + (1 - decay) * weights, buffers too; what is no fraction is copied."""
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, 1 - decay)
+        else:
+            average[key].copy_(value)
+
+
+# --- resuming ------------------------------------------------------------------------------------------------------
+
+
+def restore(run: Run, name: str, model, average: dict, optimizers: list, scaler) -> tuple[int, float]:
+    """Put the run's newest state into the arguments; returns (updates done, seconds so far) of the stage `name`."""
+    latest = run.latest()
+    if latest is None:
+        return 0, 0.0
+    info, folder = latest
+    if name in info["stages"]:  # this stage is over: its weights are all that is wanted
+        copy_into(average, load_tensors(run.folder / f"{name}.safetensors")[0])
+        return info["stages"][name]["updates"], info["stages"][name]["seconds"]
+    if info["stage"] != name:
+        return 0, 0.0
+    model.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
+    copy_into(average, load_tensors(folder / "ema.safetensors")[0])
+    unflatten(optimizers, load_tensors(folder / "optimizer.safetensors")[0])
+    scaler.load_state_dict(info["scaler"])
+    run.forget_after(name, info["step"])
+    return info["step"], info["seconds"]
+
+
+def copy_into(tensors: dict[str, torch.Tensor], values: dict[str, torch.Tensor]):
+    for key, value in values.items():
+        tensors[key].copy_(value)
+
+
+def flatten(optimizers: list) -> dict[str, torch.Tensor]:
+    """The state of the optimizers as flat tensors: "0.17.exp_avg" is the first optimizer's for its parameter 17."""
+    return {
+        f"{i}.{parameter}.{key}": value
+        for i, optimizer in enumerate(optimizers)
+        for parameter, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def unflatten(optimizers: list, tensors: dict[str, torch.Tensor]):
+    """The inverse of `flatten`, into the optimizers."""
+    states = [{} for _ in optimizers]
+    for name, value in tensors.items():
+        i, parameter, key = name.split(".")
+        states[int(i)].setdefault(int(parameter), {})[key] = value
+    for optimizer, state in zip(optimizers, states):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class Interrupt:
+    """Inside the `with` block, Ctrl-C and SIGTERM do not break off an update: they are noted in `asked`."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame):
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+# --- small things --------------------------------------------------------------------------------------------------
+
+
+def seed_of(*parts) -> int:
+    """A seed in 0 … 2⁶³ - 1 that depends on all `parts`, such as (run's seed, "dvae", 17)."""
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is one, else the CPU. Raises ValueError for "cuda" without one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda was asked for, but this torch finds no CUDA GPU: use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def precision(device: torch.device):
+    """(autocast, gradient scaler): bfloat16 on GPUs that have it, float16 with scaling on older ones, float32 on the CPU."""
+    on_gpu = device.type == "cuda"
+    half = torch.bfloat16 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    autocast = torch.autocast("cuda", half) if on_gpu else contextlib.nullcontext()
+    return autocast, torch.amp.GradScaler(device.type, enabled=on_gpu and half is torch.float16)
+
+
+@contextlib.contextmanager
+def out_of_memory_as_advice(name: str, batch_size: int):
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"out of GPU memory in the {name} with batches of {batch_size}: try --train.{name}.batch_size={batch_size // 2}"
+        ) from None
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 in 0 … 255 -> float32 in [0, 1]."""
+    return images.float() / 255
+
+
+@torch.no_grad()
+def encode_all(dvae: DVAE, images: torch.Tensor, device: torch.device, batch_size: int = 256) -> torch.Tensor:
+    """images (N, 3, height, width) uint8 -> codes (N, rows, grid) int64, on the CPU."""
+    parts = images.split(batch_size)
+    return torch.cat([dvae.encode(to_float(part.to(device))).cpu() for part in tqdm(parts, desc="encode", leave=False)])

@@ -1,0 +1,143 @@
+"""The transformer: a GPT over the stream of `sequence.py`, predicting each next token of its own kind.
+
+    text (B, text_len), image (B, rows * grid)  ->  text_logits (B, text_len - 2, V), image_logits (B, rows * grid, K)
+
+A decoder-only, pre-norm transformer (P B.1; norm, activation and initialisation after Sparse Transformers, SPEC 5, O).
+Three things set it apart from a plain GPT: every layer has its own sparse mask over the image (`attention.py`), text
+and image have separate vocabularies and heads, and the image counts seven times as much as the text (P 2.2).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minidalle.attention import attend, layer_masks
+from minidalle.config import TransformerConfig
+from minidalle.sequence import PAD, StreamEmbedding
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: TransformerConfig, mask: str):
+        super().__init__()
+        self.config, self.mask = config, mask
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: torch.Tensor, cache=None, start: int = 0) -> torch.Tensor:
+        """x (B, T, C), the positions start … start + T - 1 of the stream. With a `cache` (keys, values), each
+        (B, H, all positions, D), the new keys and values are written into it and all that it holds so far is read."""
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        if cache is not None:
+            keys, values = cache
+            keys[:, :, start : start + T] = k
+            values[:, :, start : start + T] = v
+            k, v = keys[:, :, : start + T], values[:, :, : start + T]  # (B, H, start + T, D)
+        y = attend(q, k, v, self.mask, self.config)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TransformerConfig, mask: str):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config, mask)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd), nn.GELU(), nn.Linear(4 * config.n_embd, config.n_embd)
+        )
+
+    def forward(self, x: torch.Tensor, cache=None, start: int = 0) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), cache, start)
+        return x + self.mlp(self.ln_2(x))
+
+
+class DALLELoss(NamedTuple):
+    total: torch.Tensor  # scalar, nats: text_weight * text + (1 - text_weight) * image
+    text: torch.Tensor  # scalar, nats per text target, 0 where there is none
+    image: torch.Tensor  # scalar, nats per image target
+
+
+class DALLE(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} must be a multiple of n_head {config.n_head}")
+        self.config = config
+        self.embed = StreamEmbedding(config)
+        self.blocks = nn.ModuleList(Block(config, mask) for mask in layer_masks(config))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.text_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.image_head = nn.Linear(config.n_embd, config.codebook_size, bias=False)
+        self.apply(self.init_weights)
+        for block in self.blocks:  # the residual stream adds up 2 * n_layer projections
+            for proj in (block.attn.proj, block.mlp[2]):
+                nn.init.normal_(proj.weight, std=0.02 / (2 * config.n_layer) ** 0.5)
+
+    @staticmethod
+    def init_weights(module: nn.Module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, text: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """text (B, text_len) int64, -1 = no token; image (B, rows * grid) int64.
+
+        text_logits[:, p] predicts text position p + 1; image_logits[:, c] predicts image cell c: the state of [SEP]
+        predicts cell 0, and the state of the last cell is not needed. Raises ValueError on other shapes or ids.
+        """
+        h = self.states(text, image)
+        text_states, image_states = self.split(h)
+        return self.text_head(text_states), self.image_head(image_states)
+
+    def loss(self, text: torch.Tensor, image: torch.Tensor, text_weight: float = 1 / 8) -> DALLELoss:
+        """Cross-entropies in nats, each the mean over its targets in the batch, and their weighted sum (P 2.2).
+
+        A real caption token and an image token are targets; a pad, [SEP] and the first token never are (SPEC 4, O).
+        """
+        text_states, image_states = self.split(self.states(text, image))
+        targets = text[:, 1:-1]  # (B, text_len - 2)
+        real = targets != PAD
+        text_logits = self.text_head(text_states[real])  # (number of real targets, V)
+        image_logits = self.image_head(image_states)  # (B, rows * grid, K)
+        text_loss = F.cross_entropy(text_logits.float(), targets[real], reduction="sum") / real.sum().clamp(min=1)
+        image_loss = F.cross_entropy(image_logits.flatten(0, 1).float(), image.flatten())
+        return DALLELoss(text_weight * text_loss + (1 - text_weight) * image_loss, text_loss, image_loss)
+
+    def states(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """The final states of the whole stream, (B, text_len + rows * grid, C)."""
+        self.check(text, image)
+        return self.run(torch.cat([self.embed.text(text), self.embed.image(image)], dim=1))
+
+    def run(self, x: torch.Tensor, cache: list | None = None, start: int = 0) -> torch.Tensor:
+        """x (B, T, C) through all blocks; `cache` holds one (keys, values) pair a layer: see `sample.py`."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None, start)
+        return self.ln_f(x)
+
+    def split(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """States that predict text positions 1 … text_len - 2, and states that predict the image cells."""
+        text_len = self.config.text_len
+        return h[:, : text_len - 2], h[:, text_len - 1 : -1]
+
+    def check(self, text: torch.Tensor, image: torch.Tensor | None = None):
+        """Raise ValueError unless text (B, text_len) and image (B, rows * grid) fit this model and its vocabularies."""
+        c = self.config
+        if text.dim() != 2 or text.shape[1] != c.text_len:
+            raise ValueError(f"expected text of shape (B, {c.text_len}), got {tuple(text.shape)}: see sequence.tokenize")
+        if text.min() < PAD or text.max() >= c.vocab_size or (text[:, -1] != PAD).any():
+            raise ValueError(
+                f"text ids must lie in -1 … {c.vocab_size - 1} and end in -1 ([SEP]), got "
+                f"{text.min().item()} … {text.max().item()}: was this text made by the model's own tokenizer?"
+            )
+        if image is None:
+            return
+        if image.shape != (text.shape[0], c.n_image):
+            raise ValueError(f"expected image codes of shape {(text.shape[0], c.n_image)}, got {tuple(image.shape)}")
+        if image.min() < 0 or image.max() >= c.codebook_size:
+            raise ValueError(f"image codes must lie in 0 … {c.codebook_size - 1}, got {image.min()} … {image.max()}")

@@ -1,0 +1,106 @@
+"""The masks against their definition cell by cell, the layer order, and that no mask sees the future."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.reference import MASKS, attention, dense_mask
+from minidalle.attention import attend, layer_masks
+from minidalle.config import TransformerConfig
+
+
+def allowed(kind, i, j, text_len, grid, kernel_size) -> bool:
+    """May position i look at position j? Written from P Fig. 11 in rows and columns, not in flat distances."""
+    if j > i:
+        return False
+    if i < text_len or j < text_len:
+        return True
+    (r, c), (s, d) = divmod(i - text_len, grid), divmod(j - text_len, grid)
+    if kind == "row":  # this row so far, and the row above from the same column on
+        return (s == r) or (s == r - 1 and d >= c)
+    if kind == "column":
+        return d == c
+    if kind == "conv":  # a neighbour (dr, dc) in the kernel, counted on through the ends of rows
+        half = kernel_size // 2
+        neighbours = {(r * grid + c) - (dr * grid + dc) for dr in range(half + 1) for dc in range(-half, half + 1)}
+        return s * grid + d in neighbours
+    return True
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("text_len, grid, rows, kernel_size", [(3, 4, 4, 3), (0, 1, 1, 11), (5, 6, 3, 5), (16, 8, 8, 3), (2, 3, 7, 11)])
+def test_mask_against_its_definition(kind, text_len, grid, rows, kernel_size):
+    mask = dense_mask(kind, text_len, grid, rows, kernel_size)
+    T = text_len + rows * grid
+    brute = [[allowed(kind, i, j, text_len, grid, kernel_size) for j in range(T)] for i in range(T)]
+    assert mask.tolist() == brute
+
+
+def test_the_papers_drawing_of_the_row_mask():
+    """P Fig. 11: on a 4 x 4 grid a token sees "the previous 5" image tokens, itself counted: window 4 + 1."""
+    mask = dense_mask("row", 6, 4)
+    assert mask[6 + 9, 6:].nonzero().flatten().tolist() == [5, 6, 7, 8, 9]
+
+
+def test_the_conv_mask_has_61_offsets_and_reaches_165_back():
+    row = dense_mask("conv", 256, 32)[256 + 500, 256:]
+    offsets = 500 - row.nonzero().flatten()
+    assert len(offsets) == 61 and offsets.max() == 165 and offsets.min() == 0
+
+
+@pytest.mark.parametrize("kind, share", [("row", 0.40), ("column", 0.38), ("conv", 0.43)])
+def test_share_of_causal_pairs_that_is_kept(kind, share):
+    kept = dense_mask(kind, 256, 32).sum() / dense_mask("causal", 256, 32).sum()
+    assert kept.item() == pytest.approx(share, abs=0.005)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_mask_is_causal_and_never_empty(kind):
+    mask = dense_mask(kind, 7, 5, kernel_size=3)
+    assert not mask.triu(1).any() and mask.diagonal().all()
+
+
+def test_layer_order_of_the_paper():
+    order = layer_masks(TransformerConfig())
+    assert len(order) == 64 and order[-1] == "conv"
+    assert (order.count("row"), order.count("column"), order.count("conv")) == (47, 16, 1)
+    assert [i for i, kind in enumerate(order, start=1) if kind == "column"] == list(range(2, 64, 4))
+    assert layer_masks(TransformerConfig(n_layer=3)) == ["row", "column", "conv"]
+    assert layer_masks(TransformerConfig(n_layer=2, masks="causal")) == ["causal", "causal"]
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_backends_agree_and_rows_can_be_asked_for_alone(kind):
+    config = TransformerConfig(text_len=5, rows=3, grid=4, kernel_size=3)
+    q, k, v = torch.randn(3, 2, 2, 17, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = dense_mask(kind, 5, 4, 3, 3)
+    formula = attention(q, k, v, mask)
+    torch.testing.assert_close(formula, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    torch.testing.assert_close(attend(q, k, v, kind, config), formula)
+    for t in (0, 4, 5, 11, 16):  # one query with the keys so far, as sampling does
+        torch.testing.assert_close(
+            attend(q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], kind, config), formula[:, :, t : t + 1]
+        )
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_changing_a_position_changes_only_those_that_may_see_it(kind):
+    config = TransformerConfig(text_len=4, rows=4, grid=4, kernel_size=3)
+    q, k, v = torch.randn(3, 1, 1, 20, 4, generator=torch.Generator().manual_seed(0))
+    mask, before = dense_mask(kind, 4, 4, 4, 3), attend(q, k, v, kind, config)
+    for j in range(20):
+        k2, v2 = k.clone(), v.clone()
+        k2[:, :, j], v2[:, :, j] = 9, -9
+        changed = (attend(q, k2, v2, kind, config) != before).any(-1)[0, 0]
+        assert torch.equal(changed, mask[:, j])
+
+
+def test_bad_masks_are_refused():
+    with pytest.raises(ValueError, match="unknown mask 'colum'"):
+        dense_mask("colum", 4, 4)
+    with pytest.raises(ValueError, match="odd"):
+        dense_mask("conv", 4, 4, kernel_size=4)
+    with pytest.raises(ValueError, match="negative"):
+        dense_mask("row", -1, 4)
+    with pytest.raises(ValueError, match="'dalle' or 'causal'"):
+        layer_masks(TransformerConfig(masks="axial"))

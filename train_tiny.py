@@ -1,0 +1,111 @@
+"""DALL-E on one page: learn a tokenizer, a dVAE and a transformer from captioned pictures, then draw captions.
+
+    python train_tiny.py                       drawn shapes, a few minutes on two CPU cores
+    python train_tiny.py --data openmoji       real drawings by real artists
+
+Every step below is one module of `minidalle/`, in the order in which it is best read. What a run leaves is in --out.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from minidalle import data, evaluate, plots
+from minidalle.bpe import BPE
+from minidalle.checkpoint import Run, write_json
+from minidalle.cli import parse_with_settings, positive, run_command
+from minidalle.config import load_preset
+from minidalle.train import encode_all, pick_device, train_dvae, train_transformer
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
+    parser = argparse.ArgumentParser(
+        description="Learn to draw captions. Any setting of the preset can be changed, as in --transformer.n_layer=4."
+    )
+    parser.add_argument("--data", default="shapes", help="shapes (default) or openmoji")
+    parser.add_argument("--preset", default="tiny", help="tiny (default) or small")
+    parser.add_argument("--out", type=Path, help="folder of the run (default runs/DATA-PRESET)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=positive(float), default=1.0, help="multiplies every stage's number of updates")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    args, settings = parse_with_settings(parser, argv)
+    args.out = args.out or Path("runs") / f"{args.data}-{args.preset}"
+    return args, settings
+
+
+def train_tiny(args: argparse.Namespace, settings: dict):
+    started = time.perf_counter()
+    device = pick_device(args.device)
+    preset = load_preset(args.preset, args.data, settings, args.budget)
+    run = Run(args.out, {"preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
+
+    # 1. Pictures with captions; the splits other than "train" are never trained on.
+    splits = data.load(preset.data, args.seed)
+    train = splits["train"]
+    say(f"{len(train.captions)} pictures of {args.data}, for example {train.captions[0]!r}; device {device}")
+
+    # 2. Text becomes tokens: a byte-pair vocabulary learned from the captions.
+    bpe = BPE.train(train.captions, preset.data.vocab_size)
+    bpe.save(run.folder / "bpe.json")
+    say(f"vocabulary of {len(bpe)}: {train.captions[0]!r} is {len(bpe.encode(train.captions[0]))} tokens")
+
+    # 3. Pictures become codes: the dVAE learns a visual alphabet and how to paint from it.
+    dvae = train_dvae(run, preset, train.images, args.seed, device)
+    codes = encode_all(dvae, train.images, device)
+    say(f"a picture is now {codes.shape[1]} x {codes.shape[2]} codes of {preset.dvae.codebook_size}")
+
+    # 4. One stream: the transformer learns to continue a caption with the codes of its picture.
+    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, args.seed, device)
+
+    # 5. Draw, and let an oracle that took no part in the training read the drawings.
+    measured = time.perf_counter()
+    results, pictures = evaluate.measure(preset, bpe, dvae, model, splits, device)
+    seconds = {name: round(stage["seconds"], 1) for name, stage in run.stages.items()}
+    seconds |= {"measure": round(time.perf_counter() - measured, 1), "all": round(time.perf_counter() - started, 1)}
+
+    # 6. Leave pictures and numbers.
+    records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    note = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(preset.sample).items())
+    plots.save_curves(run.folder / "curves.png", records)
+    plots.save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
+    plots.save_samples(run.folder / "samples.png", pictures["samples"], f"not chosen: the first of each split. {note}")
+    plots.save_masks(run.folder / "masks.png")
+    about = {"results": results, "seconds": seconds, "sampling": dataclasses.asdict(preset.sample), **conditions(args, device)}
+    write_json(run.folder / "results.json", about)
+    report(results, seconds, run.folder)
+
+
+def conditions(args: argparse.Namespace, device: torch.device) -> dict:
+    """On what the run ran."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return {
+        "machine": f"{platform.system()}, {name}, {os.cpu_count()} cores", "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "seed": args.seed, "budget": args.budget, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def report(results: dict, seconds: dict, folder: Path):
+    """A short table on the terminal."""
+    say(f"\n{'':24}  value    95 % interval      n")
+    for name, r in results.items():
+        say(f"{name:24} {r['value']:6.3f}   {r['low']:6.3f} … {r['high']:6.3f}  {r['n']:5}")
+    say("seconds: " + ", ".join(f"{name} {value}" for name, value in seconds.items()))
+    say(f"pictures in {folder}: reconstructions.png, samples.png, curves.png, masks.png")
+    say(f'draw more: python -m minidalle generate "a caption" --run {folder}')
+
+
+def say(line: str):
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    run_command(lambda: train_tiny(*arguments))
