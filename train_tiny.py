@@ -32,7 +32,9 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--preset", default="tiny", help="tiny (default) or small")
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/DATA-PRESET)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=positive(float), default=1.0, help="multiplies every stage's number of updates")
+    parser.add_argument(
+        "--budget", type=positive(float), default=1.0, help="multiplies every stage's number of updates"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args, settings = parse_with_settings(parser, argv)
@@ -77,7 +79,12 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     plots.save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
     plots.save_samples(run.folder / "samples.png", pictures["samples"], f"not chosen: the first of each split. {note}")
     plots.save_masks(run.folder / "masks.png")
-    about = {"results": results, "seconds": seconds, "sampling": dataclasses.asdict(preset.sample), **conditions(args, device)}
+    about = {
+        "results": results,
+        "seconds": seconds,
+        "sampling": dataclasses.asdict(preset.sample),
+        **conditions(args, device),
+    }
     write_json(run.folder / "results.json", about)
     report(results, seconds, run.folder)
 

@@ -6,6 +6,7 @@ depends on the Python version and on what is installed; its size and number of d
 
     python benchmarks/tokenizer.py [--megabytes 10] [--vocab-size 16384]
 """
+
 import argparse
 import platform
 import random
@@ -78,9 +79,12 @@ def main():
     print(f"corpus {len(text.encode()) / 1e6:.1f} MB · {len(captions):,} captions · {words:,} distinct a-z words")
     print(f"vocabulary {len(bpe):,} · {len(text) / sum(map(len, cold)):.2f} characters per token\n")
     print(f"{'':<44}{'MB':>7}{'wall s':>9}{'CPU s':>9}{'MB/s':>9}")
-    for name, lines, (wall, cpu) in (("train", captions, training), ("encode, one caption per call", captions, first),
-                                     ("encode again, words in the cache", captions, again),
-                                     ("encode with dropout 0.1, 1 in 20 captions", sample, dropped)):
+    for name, lines, (wall, cpu) in (
+        ("train", captions, training),
+        ("encode, one caption per call", captions, first),
+        ("encode again, words in the cache", captions, again),
+        ("encode with dropout 0.1, 1 in 20 captions", sample, dropped),
+    ):
         size = sum(len(line.encode()) for line in lines) / 1e6
         print(f"{name:<44}{size:>7.2f}{wall:>9.2f}{cpu:>9.2f}{size / wall:>9.2f}")
 

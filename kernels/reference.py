@@ -1,4 +1,4 @@
-"""DALL-E's attention as the formula says it: a dense mask and one softmax. Slow, plain, and what everything else is held to.
+"""DALL-E's attention as the formula says it: a dense mask and one softmax. Slow and plain: the rest is held to it.
 
 The stream has T = text_len + rows * grid positions. Who may look at whom (SPEC 5; P B.1, P Fig. 11):
 
@@ -17,9 +17,7 @@ import torch
 MASKS = ("causal", "row", "column", "conv")
 
 
-def dense_mask(
-    kind: str, text_len: int, grid: int, rows: int | None = None, kernel_size: int = 11
-) -> torch.Tensor:
+def dense_mask(kind: str, text_len: int, grid: int, rows: int | None = None, kernel_size: int = 11) -> torch.Tensor:
     """(T, T) bool with T = text_len + rows * grid: [i, j] is true where position i may look at position j.
 
     kind: one of MASKS. rows: rows of the grid, `grid` if None. Raises ValueError for an unknown kind, a negative

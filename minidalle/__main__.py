@@ -1,6 +1,6 @@
 """python -m minidalle <verb>: what can be done with a run that `train_tiny.py` has made.
 
-    python -m minidalle generate "a photo of a large red circle" --run runs/shapes
+python -m minidalle generate "a photo of a large red circle" --run runs/shapes
 """
 
 import argparse
@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None):
     draw.add_argument("--seed", type=int, default=0, help="picture k has the seed SEED + k, whatever n is (default 0)")
     draw.add_argument("--temperature", type=float, help="0 is greedy (default: as the run)")
     draw.add_argument("--top-k", type=int, help="keep the k likeliest codes, 0 all (default: as the run)")
-    draw.add_argument("--top-p", type=float, help="keep the likeliest codes up to this probability (default: as the run)")
+    draw.add_argument(
+        "--top-p", type=float, help="keep the likeliest codes up to this probability (default: as the run)"
+    )
     draw.add_argument("--guidance", type=float, help="1 is off (default: as the run)")
     draw.add_argument("--out", type=Path, default=Path("generated"), help="folder for the PNGs (default: generated)")
     draw.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -44,7 +46,10 @@ def generate(args: argparse.Namespace):
         if not caption.strip():
             raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
         if not caption.isascii():
-            warnings.warn(f"{caption!r} is not plain ASCII: the model reads such characters as bytes that it hardly knows", stacklevel=1)
+            warnings.warn(
+                f"{caption!r} is not plain ASCII: the model reads such characters as bytes that it hardly knows",
+                stacklevel=1,
+            )
     device = pick_device(args.device)
     preset, bpe, dvae, model = load_run(args.run)
     dvae, model = dvae.to(device), model.to(device)

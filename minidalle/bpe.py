@@ -18,6 +18,7 @@ Worked example, `BPE.train(["Lull a gull, lull a seagull."], 260)`; the words ar
     259   (l, <ull>) occurs 2 times                                                 <lull>   <gull>   sea<gull>
     encode("Lull, sea!") -> [259, 44, 32, 115, 101, 97, 33]: the word lull, then the bytes of ", sea!"
 """
+
 import hashlib
 import json
 import os
@@ -69,8 +70,11 @@ class BPE:
             raise ValueError(f"vocab_size is {vocab_size!r}, but must be an int from 256 (the bytes) to 1114112")
         bpe = cls(_learn(_count_words(texts), vocab_size - 256))
         if len(bpe) < vocab_size:
-            warnings.warn(f"BPE learned {len(bpe) - 256} of the {vocab_size - 256} merges wanted, as no pair is left: "
-                          f"train on more text, or ask for a vocab_size of {len(bpe)}", stacklevel=2)
+            warnings.warn(
+                f"BPE learned {len(bpe) - 256} of the {vocab_size - 256} merges wanted, as no pair is left: "
+                f"train on more text, or ask for a vocab_size of {len(bpe)}",
+                stacklevel=2,
+            )
         return bpe
 
     def encode(self, text: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
@@ -95,10 +99,13 @@ class BPE:
         passes over each possible merge anew in each step (Provilkov et al. 2020, Algorithm 1).
         """
         ids = list(piece.encode("utf-8", errors="replace"))
-        while possible := [(self._rank[pair], i) for i, pair in enumerate(zip(ids, ids[1:]))
-                           if pair in self._rank and (not dropout or rng.random() >= dropout)]:
+        while possible := [
+            (self._rank[pair], i)
+            for i, pair in enumerate(zip(ids, ids[1:]))
+            if pair in self._rank and (not dropout or rng.random() >= dropout)
+        ]:
             rank, i = min(possible)
-            ids[i:i + 2] = [256 + rank]
+            ids[i : i + 2] = [256 + rank]
         if not dropout and len(piece) <= 64 and len(self._cache) < 65_536:  # so that the cache stays bounded
             self._cache[piece] = ids
         return ids
@@ -111,8 +118,12 @@ class BPE:
         return b"".join([self._bytes[i] for i in ids]).decode("utf-8", errors="replace")
 
     def _as_json(self) -> dict:
-        return {"format": "minidalle-bpe", "version": 1, "vocab_size": len(self),
-                "merges": [[a, b, token.decode()] for (a, b), token in zip(self._rank, self._bytes[256:])]}
+        return {
+            "format": "minidalle-bpe",
+            "version": 1,
+            "vocab_size": len(self),
+            "merges": [[a, b, token.decode()] for (a, b), token in zip(self._rank, self._bytes[256:])],
+        }
 
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON, one [id, id, "text"] per line; whatever happens, path is the old file or the whole new one."""

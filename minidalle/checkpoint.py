@@ -1,6 +1,6 @@
 """What a run keeps: weights as safetensors, everything else as JSON, each file written aside and renamed into place.
 
-    RUN/config.json · bpe.json · dvae.safetensors · transformer.safetensors     the models as they are used (EMA weights)
+    RUN/config.json · bpe.json · dvae.safetensors · transformer.safetensors     the models, ready for use (EMA weights)
     RUN/state/STEP/                                                            all that training needs to go on
     RUN/metrics.jsonl                                                          one line for each logged update
 
@@ -67,7 +67,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors by name, metadata). Raises ValueError, naming the file, where it is missing, cut short or no safetensors."""
+    """(tensors by name, metadata). Raises ValueError with the name of a file that is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -97,7 +97,7 @@ def save_model(path: Path, model: torch.nn.Module, tensors: dict[str, torch.Tens
 
 
 def load_model(path: Path, model_class, config_class) -> tuple[torch.nn.Module, dict[str, str]]:
-    """The model in evaluation mode, and the metadata of its file. Raises ValueError where the file holds another model."""
+    """The model in evaluation mode, and its file's metadata. Raises ValueError where the file holds another model."""
     tensors, metadata = load_tensors(path)
     expected = f"minidalle {model_class.__name__} 1"
     if metadata.get("format") != expected:
@@ -128,8 +128,8 @@ def load_run(run: Path) -> tuple[Preset, BPE, DVAE, DALLE]:
     for part, file in (("tokenizer", "bpe.json"), ("dvae", "dvae.safetensors")):
         if metadata.get(part) != have[part]:
             raise ValueError(
-                f"{run / 'transformer.safetensors'} was trained with another {part} (its hash {metadata.get(part, '-')[:12]}, "
-                f"but {file} has {have[part][:12]}): put the file back that it was trained with"
+                f"{run / 'transformer.safetensors'} was trained with another {part} (hash {metadata.get(part, '-')[:12]}, "
+                f"while {file} has {have[part][:12]}): put the file back that it was trained with"
             )
     return preset, bpe, dvae, model
 
@@ -172,7 +172,10 @@ class Run:
         """Write state/STEP/, STEP counting the updates of all stages: `info` as JSON, a safetensors file for each entry
         of `tensors`, and what earlier stages left, so that the run can go on from this folder alone."""
         step = info["step"] + sum(stage["updates"] for stage in self.stages.values())
-        info = info | {"stages": self.stages, "finished": ["bpe.json", *(f"{name}.safetensors" for name in self.stages)]}
+        info = info | {
+            "stages": self.stages,
+            "finished": ["bpe.json", *(f"{name}.safetensors" for name in self.stages)],
+        }
         with replacing(self.folder / "state" / f"{step:09d}") as aside:
             aside.mkdir()
             for name, group in tensors.items():
@@ -183,11 +186,12 @@ class Run:
         for old in self.states()[:-2]:
             shutil.rmtree(old)
 
-    def latest(self) -> tuple[dict, Path] | None:
-        """(info, folder) of the newest state, its finished files put back in place; None if nothing was saved yet."""
+    def latest(self) -> tuple[dict, Path | None]:
+        """(info, folder) of the newest state, its finished files put back in place; if nothing was saved yet, an info
+        of no stage and None."""
         states = self.states()
         if not states:
-            return None
+            return {"stage": None, "stages": {}}, None
         info = read_json(states[-1] / "state.json")
         for name in info["finished"]:
             with replacing(self.folder / name) as aside:
@@ -212,5 +216,7 @@ class Run:
 def differences(old, new, name: str = "") -> list[str]:
     """Where two nested JSON values differ: ["seed is 1 there, 0 here", …]."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [line for key in sorted({*old, *new}) for line in differences(old.get(key), new.get(key), f"{name}.{key}")]
+        return [
+            line for key in sorted({*old, *new}) for line in differences(old.get(key), new.get(key), f"{name}.{key}")
+        ]
     return [] if old == new else [f"{name.lstrip('.')} is {old!r} there, {new!r} here"]

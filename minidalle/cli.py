@@ -1,4 +1,4 @@
-"""What the commands share: settings such as --transformer.n_layer=4, and errors in one sentence instead of a traceback."""
+"""What the commands share: settings such as --transformer.n_layer=4, and errors in one sentence, not a traceback."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def parse_with_settings(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
-    """(the parsed arguments, settings with a dot such as {"transformer.n_layer": "4"}); exits with 2 on anything else."""
+    """(the parsed arguments, settings such as {"transformer.n_layer": "4"}); exits with code 2 on anything else."""
     args, rest = parser.parse_known_args(argv)
     settings = {}
     for item in rest:

@@ -49,7 +49,7 @@ class TransformerConfig:
     n_layer: int = 64  # P B.1
     n_head: int = 62  # P B.1
     n_embd: int = 3968  # C, 62 heads of width 64, P B.1
-    text_len: int = 256  # positions of text, the last of them [SEP], P 2.2
+    text_len: int = 256  # positions of text, the last of them [SEP], P 2.2; O: 0 = as many as the captions need
     rows: int = 32  # rows of image codes, P 2.1
     grid: int = 32  # G, image codes in a row, P 2.1
     vocab_size: int = 16_384  # V, text tokens, P 2.2
@@ -150,12 +150,12 @@ class Preset:
 
 TINY = Preset(
     name="tiny",
-    data=DataConfig(height=24, width=24, pool=30_000, vocab_size=315),  # 315: every word of the drawn world is one token
+    data=DataConfig(height=24, width=24, pool=30_000, vocab_size=315),  # 315: each word is one token
     dvae=DVAEConfig(
         codebook_size=128, n_hid=64, n_init=64, n_group=1, n_block=1, input_kernel=3,
         patch=4, normalize_logits=True, likelihood="bernoulli",
     ),
-    transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96),
+    transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=0),
     train=TrainConfig(
         dvae=DVAEStage(
             updates=6_000, batch_size=16, lr=8e-3, lr_end=0.0, lr_updates=6_000, betas=(0.9, 0.99),
@@ -257,7 +257,7 @@ def scale_updates(config, budget: float):
 
 
 def from_dict(cls, values: dict):
-    """The dataclass `cls` from what `dataclasses.asdict` made of it and JSON kept. Raises ValueError on unknown keys."""
+    """The dataclass `cls` back from what `dataclasses.asdict` made of it. Raises ValueError on unknown keys."""
     config = Preset(name="") if cls is Preset else cls()
     for key, value in values.items():
         old = getattr(config, key, None)

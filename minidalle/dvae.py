@@ -169,7 +169,7 @@ def logit_laplace_nll(x: torch.Tensor, mu: torch.Tensor, ln_b: torch.Tensor) -> 
 
 
 def bernoulli_nll(x: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
-    """O: the cross-entropy of x in (0, 1) against sigmoid(mu), in nats per value; cheaper to learn from than Laplace."""
+    """O: the cross-entropy of x in (0, 1) against sigmoid(mu), in nats per value; easier to learn from than Laplace."""
     return F.binary_cross_entropy_with_logits(mu, x, reduction="none")
 
 
@@ -214,7 +214,7 @@ class DVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """codes (B, rows, grid) int64 in 0 … K-1 -> images (B, 3, height, width) float32 in [0, 1]; ln b is ignored (C)."""
+        """codes (B, rows, grid) int64 in 0 … K-1 -> images (B, 3, height, width) in [0, 1]; ln b is ignored (C)."""
         if codes.dim() != 3 or codes.min() < 0 or codes.max() >= self.config.codebook_size:
             raise ValueError(
                 f"expected codes (B, rows, grid) in 0 … {self.config.codebook_size - 1}, got shape "

@@ -61,7 +61,9 @@ def save_samples(path: Path, columns: dict[str, list[tuple[str, torch.Tensor]]],
 def save_reconstructions(path: Path, sections: dict[str, tuple[torch.Tensor, torch.Tensor]]):
     """For each heading, pictures (n, 3, height, width) above what the dVAE makes of them."""
     figure = Figure(figsize=(9, 2.0 * len(sections)), layout="constrained")
-    for axis, (heading, (pictures, rebuilt)) in zip(figure.subplots(len(sections), squeeze=False)[:, 0], sections.items()):
+    for axis, (heading, (pictures, rebuilt)) in zip(
+        figure.subplots(len(sections), squeeze=False)[:, 0], sections.items()
+    ):
         above, below = strip(pictures), strip(rebuilt)
         line = np.full((3, above.shape[1], 3), 255, np.uint8)
         axis.imshow(np.concatenate([above, line, below]), interpolation="nearest")
@@ -109,5 +111,7 @@ def save_masks(path: Path, text_len: int = 16, grid: int = 8, kernel_size: int =
         axis.axvline(text_len - 0.5, color="black", linewidth=0.6)
         axis.set(title=kind if kind != "conv" else f"conv {kernel_size}x{kernel_size}", xlabel="looked at")
     figure.axes[0].set_ylabel("position that looks")
-    figure.suptitle(f"{text_len} text positions, then {grid} x {grid} image cells: text in orange, image in blue", fontsize=9)
+    figure.suptitle(
+        f"{text_len} text positions, then {grid} x {grid} image cells: text in orange, image in blue", fontsize=9
+    )
     save_figure(path, figure)

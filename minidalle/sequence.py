@@ -81,4 +81,8 @@ class StreamEmbedding(nn.Module):
     def image(self, codes: torch.Tensor, start: int = 0) -> torch.Tensor:
         """codes (B, n) int64, the cells start … start + n - 1 in raster order -> (B, n, C)."""
         cell = torch.arange(start, start + codes.shape[1], device=codes.device)
-        return self.image_token(codes) + self.image_row(cell // self.config.grid) + self.image_column(cell % self.config.grid)
+        return (
+            self.image_token(codes)
+            + self.image_row(cell // self.config.grid)
+            + self.image_column(cell % self.config.grid)
+        )

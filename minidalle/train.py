@@ -1,4 +1,4 @@
-"""One training loop for every model, and the two stages that use it: first the dVAE, then, with it frozen, the transformer.
+"""One training loop for every model, and its two stages: first the dVAE, then, with that frozen, the transformer.
 
 What happens at update k depends on (seed, stage, k) alone: the batch, the noise and the dropped words are drawn from
 generators seeded with these three. So a resumed run needs no other memory of chance than its position, and ends with
@@ -29,7 +29,7 @@ from minidalle.transformer import DALLE
 
 
 def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device: torch.device) -> DVAE:
-    """Stage 1 (P 2.1). images (N, 3, height, width) uint8 -> the trained dVAE, with its EMA weights, in evaluation mode."""
+    """Stage 1 (P 2.1). images (N, 3, height, width) uint8 -> the trained dVAE, EMA weights, in evaluation mode."""
     stage = preset.train.dvae
     torch.manual_seed(seed_of(seed, "dvae", "weights"))
     model = DVAE(preset.dvae).to(device)
@@ -76,7 +76,7 @@ def train_transformer(
 def stream_config(preset: Preset, bpe: BPE, captions: list[str], codes: torch.Tensor) -> TransformerConfig:
     """The preset's transformer with the lengths and vocabularies of this tokenizer, these captions and codes."""
     return dataclasses.replace(
-        preset.transformer, text_len=fit_text_len(bpe, captions), vocab_size=len(bpe),
+        preset.transformer, text_len=preset.transformer.text_len or fit_text_len(bpe, captions), vocab_size=len(bpe),
         rows=codes.shape[1], grid=codes.shape[2], codebook_size=preset.dvae.codebook_size,
     )  # fmt: skip
 
@@ -111,15 +111,16 @@ def fit(
             set_learning_rate(optimizers, stage, step)
             batch = [t.to(device) for t in batch_at(random.Random(seed_of(seed, name, step)))]
             generator = torch.Generator(device).manual_seed(seed_of(seed, name, step))
-            with autocast, out_of_memory_as_advice(name, stage.batch_size):
-                loss, numbers = losses_at(step, batch, generator)
+            with out_of_memory_as_advice(name, stage.batch_size):
+                with autocast:
+                    loss, numbers = losses_at(step, batch, generator)
                 scaler.scale(loss).backward()
             update(model, optimizers, scaler, stage.clip)
             step += 1
             if step % stage.ema_every == 0:
                 average_weights(average, model, min(stage.ema_decay, step / (step + 10)))
             seconds += time.perf_counter() - started
-            if step % preset.train.log_every == 0 or step == stage.updates:
+            if step % preset.train.log_every == 0 or step in (1, stage.updates):
                 record = {"stage": name, "step": step, "seconds": round(seconds, 3), "loss": loss.item(), **numbers()}
                 run.log(record | {"tokens_per_s": round(step * stage.batch_size * tokens_per_item / seconds)})
                 bar.set_postfix(loss=f"{record['loss']:.3f}")
@@ -134,7 +135,7 @@ def fit(
 
 
 def update(model: nn.Module, optimizers: list, scaler, clip: float):
-    """One step of every optimizer from the gradients that `backward` left, clipped to the norm `clip` if it is not 0."""
+    """One step of every optimizer from the gradients that `backward` left, clipped to the norm `clip` unless it is 0."""
     if clip:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
@@ -190,14 +191,12 @@ def average_weights(average: dict[str, torch.Tensor], model: nn.Module, decay: f
 
 def restore(run: Run, name: str, model, average: dict, optimizers: list, scaler) -> tuple[int, float]:
     """Put the run's newest state into the arguments; returns (updates done, seconds so far) of the stage `name`."""
-    latest = run.latest()
-    if latest is None:
-        return 0, 0.0
-    info, folder = latest
+    info, folder = run.latest()
     if name in info["stages"]:  # this stage is over: its weights are all that is wanted
         copy_into(average, load_tensors(run.folder / f"{name}.safetensors")[0])
         return info["stages"][name]["updates"], info["stages"][name]["seconds"]
-    if info["stage"] != name:
+    if info["stage"] != name:  # it has not been saved yet: from the start
+        run.forget_after(name, 0)
         return 0, 0.0
     model.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
     copy_into(average, load_tensors(folder / "ema.safetensors")[0])
@@ -261,14 +260,14 @@ def seed_of(*parts) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one, else the CPU. Raises ValueError for "cuda" without one."""
+    """ "auto" is CUDA where there is one, else the CPU. Raises ValueError for "cuda" without one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda was asked for, but this torch finds no CUDA GPU: use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def precision(device: torch.device):
-    """(autocast, gradient scaler): bfloat16 on GPUs that have it, float16 with scaling on older ones, float32 on the CPU."""
+    """(autocast, gradient scaler): bfloat16 on GPUs that have it, float16 and scaling on older ones, float32 on the CPU."""
     on_gpu = device.type == "cuda"
     half = torch.bfloat16 if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     autocast = torch.autocast("cuda", half) if on_gpu else contextlib.nullcontext()
@@ -281,7 +280,8 @@ def out_of_memory_as_advice(name: str, batch_size: int):
         yield
     except torch.OutOfMemoryError:
         raise ValueError(
-            f"out of GPU memory in the {name} with batches of {batch_size}: try --train.{name}.batch_size={batch_size // 2}"
+            f"out of GPU memory in the {name} with batches of {batch_size}: "
+            f"try --train.{name}.batch_size={batch_size // 2}"
         ) from None
 
 

@@ -129,7 +129,9 @@ class DALLE(nn.Module):
         """Raise ValueError unless text (B, text_len) and image (B, rows * grid) fit this model and its vocabularies."""
         c = self.config
         if text.dim() != 2 or text.shape[1] != c.text_len:
-            raise ValueError(f"expected text of shape (B, {c.text_len}), got {tuple(text.shape)}: see sequence.tokenize")
+            raise ValueError(
+                f"expected text of shape (B, {c.text_len}), got {tuple(text.shape)}: see sequence.tokenize"
+            )
         if text.min() < PAD or text.max() >= c.vocab_size or (text[:, -1] != PAD).any():
             raise ValueError(
                 f"text ids must lie in -1 … {c.vocab_size - 1} and end in -1 ([SEP]), got "

@@ -28,7 +28,9 @@ def allowed(kind, i, j, text_len, grid, kernel_size) -> bool:
 
 
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("text_len, grid, rows, kernel_size", [(3, 4, 4, 3), (0, 1, 1, 11), (5, 6, 3, 5), (16, 8, 8, 3), (2, 3, 7, 11)])
+@pytest.mark.parametrize(
+    "text_len, grid, rows, kernel_size", [(3, 4, 4, 3), (0, 1, 1, 11), (5, 6, 3, 5), (16, 8, 8, 3), (2, 3, 7, 11)]
+)
 def test_mask_against_its_definition(kind, text_len, grid, rows, kernel_size):
     mask = dense_mask(kind, text_len, grid, rows, kernel_size)
     T = text_len + rows * grid

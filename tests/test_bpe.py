@@ -1,4 +1,5 @@
 """minidalle/bpe.py against a brute force that follows the written rules and nothing else."""
+
 import collections
 import inspect
 import itertools
@@ -17,18 +18,23 @@ from minidalle.bpe import BPE
 
 EXAMPLE = ["Lull a gull, lull a seagull."]
 PEN = BPE.train(["an open pen, a penny, ten hens; open ten pens"], 266)
-STDLIB = [line for module in (collections, json, random, re, textwrap) for thing in (module, *vars(module).values())
-          for line in (inspect.getdoc(thing) or "").splitlines()]
+STDLIB = [
+    line
+    for module in (collections, json, random, re, textwrap)
+    for thing in (module, *vars(module).values())
+    for line in (inspect.getdoc(thing) or "").splitlines()
+]
 
 
 # The oracle. Rules: count a pair as often as one pass from the left, without overlap, would merge it; merge the pair
 # with the highest count, of equal counts the smallest (id, id); apply the merges in the order learned.
 
+
 def merge_once(word, pair, new):
     """(word with pair merged in one pass from the left, how often)."""
     out, i, n = [], 0, 0
     while i < len(word):
-        if tuple(word[i:i + 2]) == pair:
+        if tuple(word[i : i + 2]) == pair:
             out, i, n = out + [new], i + 2, n + 1
         else:
             out, i = out + [word[i]], i + 1
@@ -70,6 +76,7 @@ def train_quietly(texts, vocab_size):
 
 # Training
 
+
 def test_worked_example():
     bpe = BPE.train(EXAMPLE, 260)
     assert bpe.merges == [(108, 108), (117, 256), (103, 257), (108, 257)]
@@ -78,14 +85,17 @@ def test_worked_example():
     assert len(bpe) == 260
 
 
-@pytest.mark.parametrize("texts", [
-    ["ab ba cd dc ef fe"],  # every pair ties
-    ["zy yx xw zy yx xw", "ab"],  # ties that a first-come rule would break the other way
-    ["a aa aaa aaaa aaaaa aaaaaa aaaaaaaaaaa"],  # runs
-    ["aaab baaa aabaa abab babab aaabaaab", "bbbb"],
-    ["banana bandana ananas", "Nana, BANANA!"],
-    ["abcabcabc bcabca cabcab xabcx", "abc ab bc ca"],  # merges that take other pairs apart
-])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["ab ba cd dc ef fe"],  # every pair ties
+        ["zy yx xw zy yx xw", "ab"],  # ties that a first-come rule would break the other way
+        ["a aa aaa aaaa aaaaa aaaaaa aaaaaaaaaaa"],  # runs
+        ["aaab baaa aabaa abab babab aaabaaab", "bbbb"],
+        ["banana bandana ananas", "Nana, BANANA!"],
+        ["abcabcabc bcabca cabcab xabcx", "abc ab bc ca"],  # merges that take other pairs apart
+    ],
+)
 def test_training_equals_brute_force_where_many_pairs_tie(texts):
     assert train_quietly(texts, 300).merges == brute_train(texts, 44)
 
@@ -123,13 +133,21 @@ def test_small_corpus_stops_early_and_says_so():
         assert len(BPE.train(EXAMPLE, 263)) == 263 and len(BPE.train(EXAMPLE, 256)) == 256
 
 
-@pytest.mark.parametrize("texts, vocab_size, error, says", [
-    (EXAMPLE, 255, ValueError, "vocab_size is 255"), (EXAMPLE, 300.0, ValueError, "300.0"),
-    (EXAMPLE, True, ValueError, "True"), (EXAMPLE, 2_000_000, ValueError, "1114112"),
-    ([], 300, ValueError, "no text"), (["", ""], 300, ValueError, "no text"),
-    ("a single str", 300, TypeError, "came as str"), ([b"bytes"], 300, TypeError, "b'bytes'"),
-    (["text", None], 300, TypeError, "None"), (b"bytes", 300, TypeError, "came as bytes"),
-])
+@pytest.mark.parametrize(
+    "texts, vocab_size, error, says",
+    [
+        (EXAMPLE, 255, ValueError, "vocab_size is 255"),
+        (EXAMPLE, 300.0, ValueError, "300.0"),
+        (EXAMPLE, True, ValueError, "True"),
+        (EXAMPLE, 2_000_000, ValueError, "1114112"),
+        ([], 300, ValueError, "no text"),
+        (["", ""], 300, ValueError, "no text"),
+        ("a single str", 300, TypeError, "came as str"),
+        ([b"bytes"], 300, TypeError, "b'bytes'"),
+        (["text", None], 300, TypeError, "None"),
+        (b"bytes", 300, TypeError, "came as bytes"),
+    ],
+)
 def test_training_refuses(texts, vocab_size, error, says):
     with pytest.raises(error, match=says) as caught:
         BPE.train(texts, vocab_size)
@@ -147,17 +165,33 @@ def test_merges_and_hash():
     assert bpe.hash == "13dfbfabbcc7316fa799ccc46c6090dc5c0866253a392003efaaf6f55ba35b12"
 
 
-@pytest.mark.parametrize("merges", [
-    [(97, 98), (97, 98)], [(97, 256)], [(97, 98), (257, 97)], [(32, 97)], [(65, 66)], [(97, 123)], [(97,)],
-    [(97, 98, 99)], [(97, True)], [(97, 98), (True, 256)], [(97, 98.0)], [("a", "b")], [(-1, 97)], ["ab"],
-    [[[97], [98]]],
-])
+@pytest.mark.parametrize(
+    "merges",
+    [
+        [(97, 98), (97, 98)],
+        [(97, 256)],
+        [(97, 98), (257, 97)],
+        [(32, 97)],
+        [(65, 66)],
+        [(97, 123)],
+        [(97,)],
+        [(97, 98, 99)],
+        [(97, True)],
+        [(97, 98), (True, 256)],
+        [(97, 98.0)],
+        [("a", "b")],
+        [(-1, 97)],
+        ["ab"],
+        [[[97], [98]]],
+    ],
+)
 def test_impossible_merges_are_refused(merges):
     with pytest.raises(ValueError, match=f"merge {len(merges) - 1} is "):
         BPE(merges)
 
 
 # Text to ids and back
+
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from([0, 0.1, 0.5, 1]), st.integers(0, 9))
@@ -167,8 +201,9 @@ def test_all_of_unicode_survives(text, dropout, seed):
     assert all(type(i) is int and 0 <= i < len(PEN) for i in ids)
 
 
-@pytest.mark.parametrize("text", [
-    "", "İstanbul ΣΑΣ", "\u212aelvin", "e\u0301 é ß ſ", "🦊 狐\x00\r\n\x7f", "a1b2", "PEN-pen"])
+@pytest.mark.parametrize(
+    "text", ["", "İstanbul ΣΑΣ", "\u212aelvin", "e\u0301 é ß ſ", "🦊 狐\x00\r\n\x7f", "a1b2", "PEN-pen"]
+)
 def test_chosen_unicode_survives(text):
     assert PEN.decode(PEN.encode(text)) == text.lower()
     assert PEN.encode(text) == brute_encode(PEN.merges, text)
@@ -229,6 +264,7 @@ def test_cache_is_bounded_and_does_not_change_results():
 
 # Dropout
 
+
 def test_dropout_one_gives_bytes_and_zero_changes_nothing():
     text = "An open pen, ten hens"
     assert PEN.encode(text, 1.0, random.Random(0)) == list(text.lower().encode())
@@ -264,15 +300,21 @@ def law(merges, word, dropout):
             outcomes[word] += weight
         else:
             rank, i = min(left)
-            for outcome, p in law(merges, word[:i] + (256 + rank,) + word[i + 2:], dropout).items():
+            for outcome, p in law(merges, word[:i] + (256 + rank,) + word[i + 2 :], dropout).items():
                 outcomes[outcome] += weight * p
     return outcomes
 
 
-@pytest.mark.parametrize("merges, word", [
-    ([(97, 98)], "ab"), ([(97, 98), (98, 99)], "abc"), ([(97, 97), (256, 256)], "aaaaa"),
-    ([(97, 98), (99, 100), (256, 257)], "abcd"), ([(97, 98), (256, 99)], "abcabc"),
-])
+@pytest.mark.parametrize(
+    "merges, word",
+    [
+        ([(97, 98)], "ab"),
+        ([(97, 98), (98, 99)], "abc"),
+        ([(97, 97), (256, 256)], "aaaaa"),
+        ([(97, 98), (99, 100), (256, 257)], "abcd"),
+        ([(97, 98), (256, 99)], "abcabc"),
+    ],
+)
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_dropout_follows_its_exact_law(merges, word, dropout):
     bpe, rng, n = BPE(merges), random.Random(0), 4000
@@ -284,6 +326,7 @@ def test_dropout_follows_its_exact_law(merges, word, dropout):
 
 
 # Files
+
 
 def test_saved_and_loaded_is_the_same(tmp_path):
     for bpe in (PEN, BPE([]), BPE.train(STDLIB, 500)):
@@ -298,7 +341,11 @@ def test_file_is_for_people(tmp_path):
     BPE.train(EXAMPLE, 260).save(tmp_path / "bpe.json")
     assert (tmp_path / "bpe.json").read_text().splitlines() == [
         '{"format": "minidalle-bpe", "version": 1, "vocab_size": 260, "merges": [',
-        '[108, 108, "ll"],', '[117, 256, "ull"],', '[103, 257, "gull"],', '[108, 257, "lull"]]}']
+        '[108, 108, "ll"],',
+        '[117, 256, "ull"],',
+        '[103, 257, "gull"],',
+        '[108, 257, "lull"]]}',
+    ]
 
 
 @pytest.mark.parametrize("function", ["os.fsync", "os.replace", "json.dumps"])
@@ -307,6 +354,7 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
 
     def fail(*args, **kwargs):
         raise OSError("disk full")
+
     monkeypatch.setattr(function, fail)
     with pytest.raises(OSError, match="disk full"):
         BPE([]).save(tmp_path / "bpe.json")
@@ -317,19 +365,58 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
 GOOD = {"format": "minidalle-bpe", "version": 1, "vocab_size": 258, "merges": [[97, 98, "ab"], [256, 99, "abc"]]}
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"[]", b"3", json.dumps(GOOD).encode()[:-20],
-    *(json.dumps(GOOD | change).encode() for change in (
-        {"format": "other"}, {"version": 2}, {"version": None}, {"vocab_size": 259}, {"more": 1},
-        {"merges": None}, {"merges": 3}, {"merges": {"a": 1}}, {"merges": "ab"}, {"merges": []},
-        {"merges": [[97, 98, "ab"]]},
-        *({"merges": [[97, 98, "ab"], row]} for row in (
-            [97, 98, "ab"], [256, 99, "abd"], [256, 99], [256, 99, "abc", 0], [257, 99, "abc"], [256, True, "abc"],
-            [256, 99.0, "abc"], [256, "c", "abc"], [256, -1, "abc"], [256, 32, "ab "], [256, 10**40, "abc"], [],
-            None, "abc", 3, {"a": 1}, [[256], [99], "abc"])),
-    )),
-    *(json.dumps({key: GOOD[key] for key in GOOD if key != gone}).encode() for gone in GOOD),
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"null",
+        b"[]",
+        b"3",
+        json.dumps(GOOD).encode()[:-20],
+        *(
+            json.dumps(GOOD | change).encode()
+            for change in (
+                {"format": "other"},
+                {"version": 2},
+                {"version": None},
+                {"vocab_size": 259},
+                {"more": 1},
+                {"merges": None},
+                {"merges": 3},
+                {"merges": {"a": 1}},
+                {"merges": "ab"},
+                {"merges": []},
+                {"merges": [[97, 98, "ab"]]},
+                *(
+                    {"merges": [[97, 98, "ab"], row]}
+                    for row in (
+                        [97, 98, "ab"],
+                        [256, 99, "abd"],
+                        [256, 99],
+                        [256, 99, "abc", 0],
+                        [257, 99, "abc"],
+                        [256, True, "abc"],
+                        [256, 99.0, "abc"],
+                        [256, "c", "abc"],
+                        [256, -1, "abc"],
+                        [256, 32, "ab "],
+                        [256, 10**40, "abc"],
+                        [],
+                        None,
+                        "abc",
+                        3,
+                        {"a": 1},
+                        [[256], [99], "abc"],
+                    )
+                ),
+            )
+        ),
+        *(json.dumps({key: GOOD[key] for key in GOOD if key != gone}).encode() for gone in GOOD),
+    ],
+)
 def test_corrupted_file_is_refused_in_one_sentence(tmp_path, content):
     path = tmp_path / "bpe.json"
     path.write_text(json.dumps(GOOD))

@@ -65,7 +65,10 @@ def test_the_budget_scales_every_length_and_nothing_else():
         ({"name": "tiny", "budget": float("nan")}, "positive"),
         ({"name": "tiny", "overrides": {"transformer.n_layers": "4"}}, "did you mean 'n_layer'"),
         ({"name": "tiny", "overrides": {"transfomer.n_layer": "4"}}, "did you mean 'transformer'"),
-        ({"name": "tiny", "overrides": {"transformer.n_layer": "four"}}, "n_layer must be of type int, such as 3, got 'four'"),
+        (
+            {"name": "tiny", "overrides": {"transformer.n_layer": "four"}},
+            "n_layer must be of type int, such as 3, got 'four'",
+        ),
         ({"name": "tiny", "overrides": {"transformer": "4"}}, "group of settings"),
         ({"name": "tiny", "overrides": {"name.x": "4"}}, "plain value"),
         ({"name": "tiny", "overrides": {"dvae.normalize_logits": "maybe"}}, "must be of type bool"),

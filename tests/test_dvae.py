@@ -11,7 +11,15 @@ import torch.nn.functional as F
 
 from minidalle.config import DVAEConfig, DVAEStage
 from minidalle.dvae import (
-    DVAE, bernoulli_nll, cosine, gumbel_softmax, kl_to_uniform, logit_laplace_nll, map_pixels, schedules, unmap_pixels,
+    DVAE,
+    bernoulli_nll,
+    cosine,
+    gumbel_softmax,
+    kl_to_uniform,
+    logit_laplace_nll,
+    map_pixels,
+    schedules,
+    unmap_pixels,
     usage,
 )  # fmt: skip
 

@@ -193,7 +193,7 @@ def test_variants_stay_inside_and_keep_their_side():
     rng = np.random.default_rng(0)
     placed = [om.variant(("sketch", named("fox")), 40, 20, rng) for _ in range(500)]
     assert {p.side for p in placed} == set(range(16, 21))
-    assert all(0 <= p.left and p.left + p.side <= 20 and 10 <= p.top and p.top + p.side <= 30 for p in placed)
+    assert all(p.left >= 0 and p.left + p.side <= 20 and p.top >= 10 and p.top + p.side <= 30 for p in placed)
     assert 150 < sum(p.mirrored for p in placed) < 350
     hand = ("sketch", named("leftwards hand"))
     assert not any(om.variant(hand, 40, 20, rng).mirrored for _ in range(50))

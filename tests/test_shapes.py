@@ -21,10 +21,18 @@ def one(style, shape, radius, size, centre=(12.0, 12.0)):
 
 
 # In square units. A mitred outline is the polygon with its edges moved out by LINE / 2 less the one with its edges moved in.
-FILLED = {"circle": lambda r: math.pi * r**2, "square": lambda r: (2 * 0.87 * r)**2,
-          "triangle": lambda r: 3 * math.sqrt(3) / 4 * (1.15 * r)**2, "cross": lambda r: 2 * (2 * r * 0.9 * r) - (0.9 * r)**2}
-OUTLINED = {"circle": lambda r: 2 * math.pi * r * LINE, "square": lambda r: 8 * 0.87 * r * LINE,
-            "triangle": lambda r: 3 * math.sqrt(3) * 1.15 * r * LINE, "cross": lambda r: 8 * r * LINE}
+FILLED = {
+    "circle": lambda r: math.pi * r**2,
+    "square": lambda r: (2 * 0.87 * r) ** 2,
+    "triangle": lambda r: 3 * math.sqrt(3) / 4 * (1.15 * r) ** 2,
+    "cross": lambda r: 2 * (2 * r * 0.9 * r) - (0.9 * r) ** 2,
+}
+OUTLINED = {
+    "circle": lambda r: 2 * math.pi * r * LINE,
+    "square": lambda r: 8 * 0.87 * r * LINE,
+    "triangle": lambda r: 3 * math.sqrt(3) * 1.15 * r * LINE,
+    "cross": lambda r: 8 * r * LINE,
+}
 
 
 @pytest.mark.parametrize("shape", shapes.SHAPES)
@@ -32,7 +40,7 @@ OUTLINED = {"circle": lambda r: 2 * math.pi * r * LINE, "square": lambda r: 8 * 
 def test_area(shape, style, areas):
     for radius in (4.5, 9.0):
         for centre in ((12.0, 12.0), (11.5, 12.5)):
-            area = one(style, shape, radius, 256, centre).sum() * (24 / 256)**2
+            area = one(style, shape, radius, 256, centre).sum() * (24 / 256) ** 2
             assert area == pytest.approx(areas[shape](radius), rel=0.005)
 
 
@@ -47,7 +55,7 @@ def test_symmetry(style):
     for shape in shapes.SHAPES:
         picture = one(style, shape, 8.5, 48)
         np.testing.assert_allclose(picture, picture[:, ::-1], atol=1e-4)
-        if shape == "triangle":    # its apex is above
+        if shape == "triangle":  # its apex is above
             assert picture[:24].sum() < picture[24:].sum()
         else:
             np.testing.assert_allclose(picture, picture.T, atol=1e-4)
@@ -63,8 +71,12 @@ def test_a_larger_picture_shows_the_same():
     for style, shape in product(shapes.STYLES, shapes.SHAPES):
         large = one(style, shape, 8.0, 240).reshape(24, 10, 24, 10).mean((1, 3))
         assert abs(large - one(style, shape, 8.0, 24)).mean() < 0.01
-    wide = coverage([EVERY[0]], np.array([[12.0, 12.0]]), np.array([5.0]), 32, units=32)[0]    # the same pixels on a wider canvas
-    np.testing.assert_allclose(wide[:24, :24], coverage([EVERY[0]], np.array([[12.0, 12.0]]), np.array([5.0]), 24)[0], atol=1e-4)
+    wide = coverage([EVERY[0]], np.array([[12.0, 12.0]]), np.array([5.0]), 32, units=32)[
+        0
+    ]  # the same pixels on a wider canvas
+    np.testing.assert_allclose(
+        wide[:24, :24], coverage([EVERY[0]], np.array([[12.0, 12.0]]), np.array([5.0]), 24)[0], atol=1e-4
+    )
 
 
 def test_objects_stay_inside_the_margin_and_use_the_room_up_to_it():
@@ -76,22 +88,26 @@ def test_objects_stay_inside_the_margin_and_use_the_room_up_to_it():
         np.testing.assert_array_equal(centres * 2, np.round(centres * 2))
         room = 24 - 2 * shapes.clearance(drawings, radii).max()
         assert (np.ptp(centres, axis=0) >= room).all()
-        drawn = coverage(drawings[:80], centres[:80], radii[:80], 240)    # 10 pixels to a unit; one is soft
+        drawn = coverage(drawings[:80], centres[:80], radii[:80], 240)  # 10 pixels to a unit; one is soft
         assert drawn[:, :9].max() == drawn[:, -9:].max() == drawn[:, :, :9].max() == drawn[:, :, -9:].max() == 0
 
 
 def test_colours_are_exact():
-    captions = ["a photo of a large red square", "a photo of a large red square on black", "a sketch of a small cyan cross on black"]
+    captions = [
+        "a photo of a large red square",
+        "a photo of a large red square on black",
+        "a sketch of a small cyan cross on black",
+    ]
     images = shapes.draw(captions, np.random.default_rng(0))
     assert images.shape == (3, 3, 24, 24) and images.dtype == torch.uint8
     assert images[:, :, 0, 0].tolist() == [[255, 255, 255], [0, 0, 0], [0, 0, 0]]
     assert images[0, :, 12, 12].tolist() == images[1, :, 12, 12].tolist() == list(shapes.COLOURS["red"])
     drawings = [shapes.parse(caption) for caption in captions]
-    alpha = coverage(drawings, *shapes.place(drawings, np.random.default_rng(0)), 24)    # the same places again
+    alpha = coverage(drawings, *shapes.place(drawings, np.random.default_rng(0)), 24)  # the same places again
     for image, a, drawing in zip(images.numpy(), alpha, drawings):
         ground, colour = np.array(shapes.GROUNDS[drawing.ground]), np.array(shapes.COLOURS[drawing.colour])
         exact = (1 - a) * ground[:, None, None] + a * colour[:, None, None]
-        assert abs(image - exact).max() <= 0.5001    # rounded to the nearest
+        assert abs(image - exact).max() <= 0.5001  # rounded to the nearest
 
 
 def test_captions_and_parse_are_inverse():
@@ -100,8 +116,18 @@ def test_captions_and_parse_are_inverse():
     assert Drawing("sketch", "small", "red", "cross", "black").caption == "a sketch of a small red cross on black"
 
 
-@pytest.mark.parametrize("text", ["", "a photo of a red circle", "a photo of a small red circle on white", "a photo of a small pink circle",
-                                  "A photo of a small red circle", "a photo of a small red circle ", "a photo of a small red circle\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a photo of a red circle",
+        "a photo of a small red circle on white",
+        "a photo of a small pink circle",
+        "A photo of a small red circle",
+        "a photo of a small red circle ",
+        "a photo of a small red circle\n",
+    ],
+)
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match="not a caption of the drawn world"):
         shapes.parse(text)
@@ -109,8 +135,13 @@ def test_other_texts_are_refused(text):
 
 def test_splits_are_disjoint_and_cover_the_world():
     splits = {split: shapes.captions(split) for split in SPLITS}
-    assert {split: len(texts) for split, texts in splits.items()} == {"train": 130, "captions": 14, "pairs": 32, "tuning": 16}
-    assert sorted(sum(splits.values(), [])) == sorted(d.caption for d in EVERY)    # 192 in all, none twice
+    assert {split: len(texts) for split, texts in splits.items()} == {
+        "train": 130,
+        "captions": 14,
+        "pairs": 32,
+        "tuning": 16,
+    }
+    assert sorted(sum(splits.values(), [])) == sorted(d.caption for d in EVERY)  # 192 in all, none twice
     seen = {(d.colour, d.shape) for d in map(shapes.parse, splits["train"])}
     assert len(seen) == 18 and not seen & {*shapes.HELD_OUT_PAIRS, *shapes.TUNING_PAIRS}
     assert min(Counter(colour for colour, _ in seen).values()) >= 2 and len({colour for colour, _ in seen}) == 6
@@ -123,8 +154,13 @@ def test_load_is_even_and_seeded():
     assert set(first) == set(SPLITS)
     count = Counter(first["train"].captions)
     assert set(count) == set(shapes.captions("train")) and set(count.values()) == {1, 2} and sum(count.values()) == 200
-    assert torch.equal(first["train"].images, again["train"].images) and first["train"].captions == again["train"].captions
-    assert not torch.equal(first["train"].images, other["train"].images) and first["train"].captions != other["train"].captions
+    assert (
+        torch.equal(first["train"].images, again["train"].images) and first["train"].captions == again["train"].captions
+    )
+    assert (
+        not torch.equal(first["train"].images, other["train"].images)
+        and first["train"].captions != other["train"].captions
+    )
     for split in SPLITS[1:]:
         assert torch.equal(first[split].images, other[split].images) and first[split].captions == other[split].captions
         assert Counter(first[split].captions) == {caption: 16 for caption in shapes.captions(split)}

@@ -23,7 +23,7 @@ every pixel, all but the one with the shortest name; and an emoji whose outline 
 Held out by *family* (see `family_labels`). The hash of a family's name fixes its split, whatever the seed and the
 picture size, so that all runs compare; other versions of the packages below may move a few families.
 
-Source: DESIGN section 5; augmentation in the spirit of SPEC 2. The drawings are by the OpenMoji project
+Source: our own choice of pictures (O); augmentation in the spirit of SPEC 2. The drawings are by the OpenMoji project
 (https://openmoji.org), licence CC BY-SA 4.0: whoever passes these pictures on must name it.
 """
 
@@ -53,7 +53,9 @@ SKIPPED_WORDS = re.compile(r"\b(flags?|oclock|thirty|arrows?|keycap)\b")
 DETAIL = re.compile(r" (?:with|and|of|in|on|at|behind|holding|lifting|showing) ")
 BARE = re.compile(r"(people|men|women|no)\b|.*([^suio]|ki)s$")  # takes no article
 AN = re.compile(r"(?!uni|eu|ewe|one)[aeiou]|hour|(x|ng|sos)\b")
-ONE_WAY = re.compile(r"left|right|button|input|sign|calendar|points")  # a mirror would belie the caption, or turn letters
+ONE_WAY = re.compile(
+    r"left|right|button|input|sign|calendar|points"
+)  # a mirror would belie the caption, or turn letters
 VARIANT = re.compile(  # words for who does it, for colour, size, side and state: what is left names the family
     r"\b((wo)?m[ae]ns?|persons?|people|boy|girl|child|adult|old(er)?|mrs?|mx|santa|and|black|blue|brown|green|grey"
     r"|orange|pink|purple|red|white|yellow|light|large|medium|small|low|high|facing|pointing|pointed|tilted|curving"

@@ -6,5 +6,5 @@ import torch
 
 
 class Pictures(NamedTuple):
-    images: torch.Tensor   # (N, 3, height, width) uint8
-    captions: list[str]    # N captions
+    images: torch.Tensor  # (N, 3, height, width) uint8
+    captions: list[str]  # N captions

@@ -1,0 +1,334 @@
+"""The loop: resuming ends with the same bits, schedules, averages, interruption; and the whole program, very short."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_tiny
+from minidalle import data
+from minidalle.__main__ import main
+from minidalle.bpe import BPE
+from minidalle.checkpoint import Run, load_tensors
+from minidalle.config import TransformerStage, load_preset
+from minidalle.train import (
+    average_weights,
+    encode_all,
+    learning_rate,
+    make_optimizers,
+    out_of_memory_as_advice,
+    pick_device,
+    seed_of,
+    to_float,
+    train_dvae,
+    train_transformer,
+)  # fmt: skip
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+SHORT = {
+    "data.pool": 64, "dvae.n_hid": 8, "dvae.n_init": 8, "dvae.codebook_size": 16, "transformer.n_embd": 24,
+    "train.dvae.updates": 12, "train.transformer.updates": 12, "train.log_every": 2, "train.save_every": 5,
+    "train.dvae.batch_size": 4, "train.transformer.batch_size": 4,
+}  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+def run_short(folder, resume=False, kill_at=None, monkeypatch=None, ask_at=None):
+    """Both stages; optionally killed (an exception, no goodbye) or asked to stop at the given log call."""
+    preset = load_preset("tiny", overrides=SHORT)
+    run = Run(folder, {"seed": 3}, resume)
+    train = data.load(preset.data, 3)["train"]
+    bpe = BPE.train(train.captions, preset.data.vocab_size)
+    bpe.save(folder / "bpe.json")
+    if kill_at or ask_at:
+        log, calls = run.log, [0]
+
+        def counting(record):
+            log(record)
+            calls[0] += 1
+            if calls[0] == kill_at:
+                raise Killed
+            if calls[0] == ask_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        run.log = counting
+    dvae = train_dvae(run, preset, train.images, 3, CPU)
+    codes = encode_all(dvae, train.images, CPU)
+    return train_transformer(run, preset, bpe, dvae, train.captions, codes, 3, CPU)
+
+
+def contents(folder) -> dict:
+    """Weights by file, and the metrics without their times."""
+    files = {name: load_tensors(folder / f"{name}.safetensors")[0] for name in ("dvae", "transformer")}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return files, [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in lines]
+
+
+def assert_same(a, b):
+    for name in a[0]:
+        assert a[0][name].keys() == b[0][name].keys()
+        assert all(torch.equal(value, b[0][name][key]) for key, value in a[0][name].items()), name
+    assert a[1] == b[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_short(folder)
+    return contents(folder)
+
+
+@pytest.mark.parametrize("kill_at", [2, 5, 7, 9, 12])  # before and after states at 5, 10, 12; in both stages
+def test_a_killed_run_resumed_ends_with_the_same_bits(tmp_path, whole, kill_at):
+    with pytest.raises(Killed):
+        run_short(tmp_path / "run", kill_at=kill_at)
+    run_short(tmp_path / "run", resume=True)
+    assert_same(contents(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("ask_at", [4, 11])
+def test_ctrl_c_finishes_the_update_saves_and_says_so(tmp_path, whole, ask_at):
+    with pytest.raises(KeyboardInterrupt, match="stopped and saved after update 6 of 12"):
+        run_short(tmp_path / "run", ask_at=ask_at)
+    run_short(tmp_path / "run", resume=True)
+    assert_same(contents(tmp_path / "run"), whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, whole):
+    run_short(tmp_path / "run")
+    run_short(tmp_path / "run", resume=True)
+    assert_same(contents(tmp_path / "run"), whole)
+
+
+def test_metrics_hold_what_is_promised(whole):
+    by_stage = {stage: [r for r in whole[1] if r["stage"] == stage] for stage in ("dvae", "transformer")}
+    assert [r["step"] for r in by_stage["dvae"]] == [1, 2, 4, 6, 8, 10, 12]
+    assert {"loss", "nll", "kl", "codes_used", "perplexity", "tau", "noise"} <= by_stage["dvae"][0].keys()
+    assert {"loss", "text", "image"} <= by_stage["transformer"][0].keys()
+
+
+def test_training_lowers_both_losses(tmp_path):
+    overrides = SHORT | {"train.dvae.updates": 150, "train.transformer.updates": 150, "train.log_every": 1,
+                         "train.save_every": 1000, "train.dvae.tau_updates": 150, "train.dvae.noise_updates": 150,
+                         "train.dvae.batch_size": 8, "train.transformer.batch_size": 8, "dvae.n_hid": 16}  # fmt: skip
+    preset = load_preset("tiny", overrides=overrides)
+    run, train = Run(tmp_path / "run", {}), data.load(preset.data, 0)["train"]
+    bpe = BPE.train(train.captions, preset.data.vocab_size)
+    bpe.save(run.folder / "bpe.json")
+    dvae = train_dvae(run, preset, train.images, 0, CPU)
+    train_transformer(run, preset, bpe, dvae, train.captions, encode_all(dvae, train.images, CPU), 0, CPU)
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    for stage, key in (("dvae", "nll"), ("transformer", "image"), ("transformer", "text")):
+        values = [r[key] for r in records if r["stage"] == stage]
+        assert sum(values[-20:]) < 0.9 * sum(values[:20]), (stage, key)
+
+
+def test_two_updates_of_the_small_preset(tmp_path):
+    """The path of one GPU, held to the CPU: 256 pixels, 32 x 32 codes, 1280 positions, its own widths and batches of 1."""
+    overrides = {"data.pool": 2, "train.dvae.batch_size": 1, "train.transformer.batch_size": 1, "train.dvae.updates": 2,
+                 "train.transformer.updates": 2, "train.log_every": 1}  # fmt: skip
+    preset = load_preset("small", overrides=overrides)
+    run, train = Run(tmp_path / "run", {}), data.load(preset.data, 0)["train"]
+    assert train.images.shape == (2, 3, 256, 256)
+    bpe = BPE.train(data.shapes.captions("train"), 300)
+    bpe.save(run.folder / "bpe.json")
+    dvae = train_dvae(run, preset, train.images, 0, CPU)
+    codes = encode_all(dvae, train.images, CPU)
+    assert codes.shape == (2, 32, 32)
+    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, 0, CPU)
+    assert model.config.text_len + model.config.n_image == 1280
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert len(records) == 4 and all(0 < r["loss"] < 20 for r in records)
+
+
+def test_learning_rate_of_the_paper():
+    stage = TransformerStage()
+    assert learning_rate(stage, 0) == pytest.approx(4.5e-4 / 5000)
+    assert learning_rate(stage, 4_999) == pytest.approx(4.5e-4) == learning_rate(stage, 200_000)
+    assert learning_rate(stage, 429_999) == pytest.approx(4.5e-4 / 2**5)
+    falling = replace(stage, halve_at=(), lr_end=0.0, lr_updates=1000, warmup=0)
+    assert [learning_rate(falling, s) for s in (0, 500, 1000, 2000)] == pytest.approx([4.5e-4, 2.25e-4, 0, 0])
+
+
+def test_average_is_the_formula_and_copies_integers():
+    model = torch.nn.BatchNorm1d(2)
+    average = {key: value.clone() for key, value in model.state_dict().items()}
+    model(torch.randn(8, 2))
+    before = {key: value.clone() for key, value in average.items()}
+    average_weights(average, model, 0.9)
+    now = model.state_dict()
+    torch.testing.assert_close(average["running_mean"], 0.9 * before["running_mean"] + 0.1 * now["running_mean"])
+    assert average["num_batches_tracked"] == now["num_batches_tracked"] == 1
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_the_rest():
+    from minidalle.config import TransformerConfig
+    from minidalle.transformer import DALLE
+
+    model = DALLE(
+        TransformerConfig(n_layer=2, n_head=1, n_embd=8, text_len=4, rows=2, grid=2, vocab_size=9, codebook_size=9)
+    )
+    adamw, muon = make_optimizers(model, replace(TransformerStage(), muon_lr=0.02))
+    count = lambda o: sum(len(g["params"]) for g in o.param_groups)  # noqa: E731
+    assert count(muon) == 2 * 4 and count(adamw) + count(muon) == len(list(model.parameters()))
+    assert len(make_optimizers(model, TransformerStage())) == 1
+
+
+def test_seeds_differ_by_every_part_and_stay():
+    assert seed_of(0, "dvae", 1) == seed_of(0, "dvae", 1)
+    assert len({seed_of(*parts) for parts in [(0, "dvae", 1), (1, "dvae", 1), (0, "clip", 1), (0, "dvae", 2)]}) == 4
+
+
+def test_small_things():
+    assert pick_device("cpu") == CPU
+    assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--device cpu"):
+            pick_device("cuda")
+    with pytest.raises(ValueError, match="--train.dvae.batch_size=8"), out_of_memory_as_advice("dvae", 16):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+# --- the program as a user runs it ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """train_tiny.py in a process of its own, at a hundredth of its length."""
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    command = [sys.executable, "train_tiny.py", "--budget", "0.004", "--out", str(out), "--data.pool=500"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_train_tiny_leaves_everything_it_promises(finished):
+    out, printed = finished
+    for name in (
+        "config.json", "bpe.json", "dvae.safetensors", "transformer.safetensors", "metrics.jsonl", "results.json",
+        "curves.png", "reconstructions.png", "samples.png", "masks.png", "state",
+    ):  # fmt: skip
+        assert (out / name).exists(), name
+    results = json.loads((out / "results.json").read_text())
+    for name in ("reconstruction", "seen", "captions", "pairs"):
+        for key in (name, f"{name}_clean"):
+            r = results["results"][key]
+            assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1 and r["n"] == 512
+    assert {"dvae", "transformer", "measure", "all"} <= results["seconds"].keys()
+    assert results["seed"] == 0 and results["sampling"]["temperature"] == 1.0 and results["threads"] >= 1
+    assert "samples.png" in printed and "pairs_clean" in printed
+
+
+def test_generate_draws_and_the_same_seed_draws_the_same(finished, tmp_path, capsys):
+    out, _ = finished
+    main(["generate", "a photo of a large red circle", "a sketch of a small blue cross", "--run", str(out),
+          "-n", "3", "--seed", "4", "--out", str(tmp_path / "a")])  # fmt: skip
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert len(names) == 7 and "sheet.png" in names and "01-a-photo-of-a-large-red-circle-seed4.png" in names
+    main(
+        [
+            "generate",
+            "a photo of a large red circle",
+            "--run",
+            str(out),
+            "-n",
+            "1",
+            "--seed",
+            "5",
+            "--out",
+            str(tmp_path / "b"),
+        ]
+    )
+    name = "01-a-photo-of-a-large-red-circle-seed5.png"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["generate", "", "--run", "RUN"], 2, "a caption is empty"),
+        (["generate", "a cat", "--run", "nowhere"], 2, "is nowhere the folder of a run"),
+        (["generate", "a cat", "--run", "RUN", "-n", "0"], 2, "must be greater than 0"),
+        (["generate", "a cat", "--run", "RUN", "--temperature", "-1"], 2, "temperature must be"),
+        (["generate", "a cat", "--run", "RUN", "--top-p", "2"], 2, "top_p must lie"),
+        (["generate", "a cat", "--run", "RUN", "--transformer.n_layer=3"], 2, "takes no settings"),
+        (["generate", "a cat", "--run", "RUN", "--sed", "3"], 2, "unknown argument"),
+        (["paint", "a cat"], 2, "invalid choice"),
+    ],
+)
+def test_generate_says_what_is_wrong_in_one_sentence(finished, capsys, arguments, code, message, tmp_path):
+    arguments = [str(finished[0]) if a == "RUN" else a for a in arguments] + ["--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and "Traceback" not in error
+
+
+def test_odd_captions_are_drawn_with_a_warning(finished, capsys, tmp_path):
+    main(["generate", "ein roter Kreis, größer " * 20, "--run", str(finished[0]), "-n", "1", "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert "not plain ASCII" in error and "tokens was cut to" in error
+    assert (tmp_path / "sheet.png").exists()
+
+
+def call(*arguments):
+    try:
+        parsed = train_tiny.parse(list(arguments))
+        train_tiny.run_command(lambda: train_tiny.train_tiny(*parsed))
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--preset", "tinny"], "did you mean 'tiny'"),
+        (["--data", "shape"], "did you mean 'shapes'"),
+        (["--transformer.n_layers=4"], "did you mean 'n_layer'"),
+        (["--budget", "-1"], "must be greater than 0"),
+        (["--nonsense"], "unknown argument"),
+        (["--transformer.n_head=5", "--data.pool=10"], "multiple of n_head"),
+    ],
+)
+def test_train_tiny_says_what_is_wrong_in_one_sentence(tmp_path, capsys, arguments, message):
+    assert call("--out", str(tmp_path / "run"), "--budget", "0.0001", *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and "Traceback" not in error
+
+
+def test_an_existing_run_is_refused_and_another_preset_cannot_resume_it(finished, capsys):
+    out = str(finished[0])
+    before = (finished[0] / "config.json").read_bytes()
+    assert call("--out", out) == 2
+    assert "is not empty: add --resume" in capsys.readouterr().err
+    assert call("--out", out, "--resume") == 2
+    assert "holds a run with other settings" in capsys.readouterr().err
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_state_stays(tmp_path, monkeypatch, capsys):
+    real = Run.save_state
+    calls = []
+
+    def full(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Run, "save_state", full)
+    settings = ["--data.pool=20", "--train.save_every=2", "--train.dvae.updates=6", "--dvae.n_hid=8"]
+    assert call("--out", str(tmp_path / "run"), *settings) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["000000002"]
