@@ -152,17 +152,17 @@ TINY = Preset(
     name="tiny",
     data=DataConfig(height=24, width=24, pool=30_000, vocab_size=315),  # 315: each word is one token
     dvae=DVAEConfig(
-        codebook_size=128, n_hid=64, n_init=64, n_group=1, n_block=1, input_kernel=3,
-        patch=4, normalize_logits=True, likelihood="bernoulli",
+        codebook_size=96, n_hid=64, n_init=64, n_group=2, n_block=1, input_kernel=3,
+        patch=2, normalize_logits=True, likelihood="bernoulli",
     ),
     transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=0),
     train=TrainConfig(
         dvae=DVAEStage(
-            updates=6_000, batch_size=16, lr=8e-3, lr_end=0.0, lr_updates=6_000, betas=(0.9, 0.99),
-            tau_end=0.5, tau_updates=4_200, kl_weight=0.0, noise_updates=4_800,
+            updates=4_000, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=4_000, betas=(0.9, 0.99),
+            tau_end=0.25, tau_updates=2_800, kl_weight=0.0, noise_updates=3_200,
         ),
         transformer=TransformerStage(
-            updates=6_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=6_000, warmup=100, halve_at=(),
+            updates=3_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_000, warmup=100, halve_at=(),
             betas=(0.9, 0.99), weight_decay=0.05, clip=1.0, ema_decay=0.995, ema_every=1, muon_lr=0.02,
             text_weight=0.02, caption_dropout=0.1,
         ),

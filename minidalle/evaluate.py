@@ -14,6 +14,7 @@ from minidalle.dvae import usage
 from minidalle.oracle import as_float, judge
 from minidalle.sample import generate
 from minidalle.sequence import tokenize
+from minidalle.train import encode_all
 
 UNSEEN = {"shapes": "pairs", "openmoji": "families"}  # the split that the headline figures are about
 DRAWINGS = 512  # for each split
@@ -30,7 +31,8 @@ def measure(
 ) -> tuple[dict, dict]:
     """The figures of results.json, each from `interval`, and pictures to look at: {"reconstructions", "samples"}.
 
-    reconstruction: pictures of the unseen split through the dVAE and back; psnr in dB and codes_used are of them too.
+    reconstruction: pictures of the unseen split through the dVAE and back; psnr is of them too, in dB.
+    codes_used, perplexity: of the codes of all held-out pictures.
     seen, captions, pairs: n drawings over all captions of the split, picture k with seed k. "_clean" as in `judge`.
     tuning: the same for the split that choices are made on, so it flatters.
     """
@@ -53,16 +55,21 @@ def measure_dvae(preset: Preset, dvae, splits: dict[str, Pictures], device, n: i
     """The dVAE's part of `measure`: figures, and {heading: (pictures, reconstructions)}."""
     unseen = splits[UNSEEN[preset.data.name]]
     images, texts = as_float(unseen.images[:n]), unseen.captions[:n]
-    codes = torch.cat([dvae.encode(part.to(device)) for part in images.split(64)])
-    rebuilt = torch.cat([dvae.decode(part).cpu() for part in codes.split(64)])
+    rebuilt = reconstruct(dvae, images, device)
     results = {"psnr": interval(psnr(images, rebuilt), texts)}
-    for name, value in usage(codes, preset.dvae.codebook_size).items():
-        results[name] = {"value": value, "low": value, "high": value, "n": len(codes)}
     if preset.data.name == "shapes":
         add_verdict(results, "reconstruction", rebuilt, texts)
+    held_out = torch.cat([splits[name].images for name in splits if name != "train"])
+    codes = encode_all(dvae, held_out, device)
+    for name, value in usage(codes, preset.dvae.codebook_size).items():
+        results[name] = {"value": value, "low": value, "high": value, "n": len(codes)}
     some, train = spaced(range(len(images)), 16), as_float(splits["train"].images[:16])
-    seen = (train, dvae.decode(dvae.encode(train.to(device))).cpu())
-    return results, {"seen": seen, "never seen": (images[some], rebuilt[some])}
+    return results, {"seen": (train, reconstruct(dvae, train, device)), "never seen": (images[some], rebuilt[some])}
+
+
+def reconstruct(dvae, images: torch.Tensor, device) -> torch.Tensor:
+    """images (N, 3, height, width) in [0, 1] through the codes and back, on the CPU."""
+    return torch.cat([dvae.decode(dvae.encode(part.to(device))).cpu() for part in images.split(64)])
 
 
 def draw(preset: Preset, bpe, dvae, model, captions: list[str], device) -> torch.Tensor:

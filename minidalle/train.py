@@ -32,13 +32,16 @@ def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device
     """Stage 1 (P 2.1). images (N, 3, height, width) uint8 -> the trained dVAE, EMA weights, in evaluation mode."""
     stage = preset.train.dvae
     torch.manual_seed(seed_of(seed, "dvae", "weights"))
-    model = DVAE(preset.dvae).to(device)
+    model = DVAE(preset.dvae).to(
+        device, memory_format=torch.channels_last
+    )  # the layout that convolutions are fastest in
 
     def batch_at(rng: random.Random):
         return (images[rng.choices(range(len(images)), k=stage.batch_size)],)  # (B, 3, height, width) uint8
 
     def losses_at(step: int, batch, generator):
-        loss = model.loss(to_float(batch[0]), **schedules(stage, step), generator=generator)
+        images = to_float(batch[0]).contiguous(memory_format=torch.channels_last)
+        loss = model.loss(images, **schedules(stage, step), generator=generator)
         return loss.total, lambda: {
             "nll": loss.nll.item(), "kl": loss.kl.item(), **schedules(stage, step),
             **usage(loss.codes, preset.dvae.codebook_size),
@@ -225,8 +228,11 @@ def unflatten(optimizers: list, tensors: dict[str, torch.Tensor]):
     """The inverse of `flatten`, into the optimizers."""
     states = [{} for _ in optimizers]
     for name, value in tensors.items():
-        i, parameter, key = name.split(".")
-        states[int(i)].setdefault(int(parameter), {})[key] = value
+        i, number, key = name.split(".")
+        parameter = optimizers[int(i)].param_groups[0]["params"][int(number)]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # in the parameter's memory layout
+        states[int(i)].setdefault(int(number), {})[key] = value
     for optimizer, state in zip(optimizers, states):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 import minidalle.oracle
+from minidalle import evaluate
+from minidalle.config import load_preset
 from minidalle.data import shapes
 from minidalle.data.shapes import Drawing
 from minidalle.dvae import usage
@@ -309,3 +312,39 @@ def test_usage():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ── a run's report ──
+
+
+@pytest.mark.parametrize("perfect", [True, False])
+def test_measure_scores_a_perfect_model_perfectly_and_a_blind_one_at_zero(monkeypatch, perfect):
+    """With stand-ins for the models, whose drawings are real ones, or blank."""
+    preset, splits = load_preset("tiny"), shapes.load(24, 24, 130, 0)
+    dvae = SimpleNamespace(encode=lambda images: (images.mean(1) * 90).long())
+
+    def draw(preset, bpe, dvae, model, captions, device):
+        drawn = shapes.draw(captions, np.random.default_rng(0)).float() / 255
+        return drawn if perfect else torch.ones_like(drawn)
+
+    def reconstruct(dvae, images, device):
+        return images * 0.999 if perfect else torch.ones_like(images)
+
+    monkeypatch.setattr(evaluate, "draw", draw)
+    monkeypatch.setattr(evaluate, "reconstruct", reconstruct)
+    results, pictures = evaluate.measure(preset, None, dvae, None, splits, "cpu", n=64)
+    for name in ("reconstruction", "seen", "captions", "pairs", "tuning"):
+        for key in (name, f"{name}_clean"):
+            assert results[key] == {"value": float(perfect), "low": float(perfect), "high": float(perfect), "n": 64}
+    assert results["codes_used"]["n"] == sum(len(splits[name].captions) for name in ("captions", "pairs", "tuning"))
+    assert len(pictures["samples"]) == 3 and all(len(rows) <= 8 for rows in pictures["samples"].values())
+    assert pictures["reconstructions"].keys() == {"seen", "never seen"}
+
+
+def test_gallery_is_spaced_and_not_chosen():
+    captions = [f"{i % 10}" for i in range(40)]
+    images = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 3, 1, 1)
+    rows = evaluate.gallery(captions, images, rows=4, columns=3)
+    assert [caption for caption, _ in rows] == ["0", "3", "6", "9"]
+    assert rows[1][1][:, 0, 0, 0].tolist() == [3, 13, 23]
+    assert evaluate.spaced([5, 6], 8) == [5, 6] and evaluate.spaced([5, 6, 7], 1) == [5]
