@@ -21,9 +21,7 @@ def layer_masks(config: TransformerConfig) -> list[str]:
     n = config.n_layer
     if config.masks == "causal":
         return ["causal"] * n
-    if config.masks == "dalle":
-        return ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, n)] + ["conv"]
-    raise ValueError(f"transformer.masks must be 'dalle' or 'causal', got {config.masks!r}")
+    return ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, n)] + ["conv"]
 
 
 @lru_cache(maxsize=32)

@@ -36,6 +36,15 @@ class DVAEConfig:
     normalize_logits: bool = False  # O: normalise each code's logit over the batch, against collapse
     likelihood: str = "logit_laplace"  # P A.3; O: "bernoulli"
 
+    def check(self):
+        """Raise ValueError where no model can be built; DVAE and `load_preset` call it."""
+        if self.likelihood not in ("logit_laplace", "bernoulli"):
+            raise ValueError(f"dvae.likelihood must be 'logit_laplace' or 'bernoulli', got {self.likelihood!r}")
+        if self.n_hid % 4 or self.n_hid < 4:
+            raise ValueError(
+                f"dvae.n_hid must be a multiple of 4 (the blocks' bottleneck is a quarter), got {self.n_hid}"
+            )
+
     @property
     def downsample(self) -> int:
         """Pixels per code along one side: 8 in the paper."""
@@ -56,6 +65,13 @@ class TransformerConfig:
     codebook_size: int = 8192  # K, image tokens, P 2.1
     masks: str = "dalle"  # the paper's row, column and conv masks, P B.1; O: "causal" everywhere
     kernel_size: int = 11  # of the conv mask, P Fig. 11
+
+    def check(self):
+        """Raise ValueError where no model can be built; DALLE and `load_preset` call it."""
+        if self.n_head < 1 or self.n_embd % self.n_head:
+            raise ValueError(f"transformer.n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+        if self.masks not in ("dalle", "causal"):
+            raise ValueError(f"transformer.masks must be 'dalle' or 'causal', got {self.masks!r}")
 
     @property
     def n_image(self) -> int:
@@ -96,7 +112,8 @@ class DVAEStage(StageConfig):
     tau_updates: int = 150_000
     kl_weight: float = 6.6  # beta
     kl_updates: int = 5_000
-    noise_updates: int = 0  # O: fade the Gumbel noise in over so many updates; 0 = full noise throughout
+    noise_updates: int = 0  # O: fade the Gumbel noise in over so many updates, which may be more than are
+    # made, so that it stays below full; 0 = full noise throughout
 
 
 @dataclass(frozen=True)
@@ -159,7 +176,7 @@ TINY = Preset(
     train=TrainConfig(
         dvae=DVAEStage(
             updates=4_000, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=4_000, betas=(0.9, 0.99),
-            tau_end=0.25, tau_updates=2_800, kl_weight=0.0, noise_updates=3_200,
+            tau_end=0.25, tau_updates=2_800, kl_weight=0.0, noise_updates=8_000,
         ),
         transformer=TransformerStage(
             updates=3_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_000, warmup=100, halve_at=(),
@@ -189,10 +206,14 @@ SMALL = Preset(
 
 PRESETS = {"tiny": TINY, "small": SMALL, "dalle-12b": Preset(name="dalle-12b")}
 
+DATA = ("shapes", "openmoji")  # the pictures there are: see minidalle/data
+
 # What other pictures change in a preset, as overrides.
 FOR_DATA = {
     ("tiny", "openmoji"): {
         "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
+        "train.dvae.updates": 3_200, "train.dvae.lr_updates": 3_200, "train.dvae.tau_updates": 2_240,
+        "train.dvae.noise_updates": 6_400, "train.transformer.updates": 2_200, "train.transformer.lr_updates": 2_200,
     },
 }  # fmt: skip
 
@@ -201,15 +222,24 @@ def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, 
     """The preset `name` for the pictures `data`, with `overrides` such as {"transformer.n_layer": "4"} applied and
     the length of every schedule multiplied by `budget`.
 
-    Raises ValueError for an unknown preset, an unknown key, a value of another type, or a budget that is not positive.
+    Raises ValueError for unknown names and keys, values that do not fit, or a budget that is not positive.
     """
     preset = PRESETS.get(name)
     if preset is None:
         raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     if not 0 < budget < float("inf"):
         raise ValueError(f"--budget must be a positive number, got {budget}: 1.0 is the preset's own length")
+    if data not in DATA:
+        raise ValueError(f"unknown data {data!r}{nearest(data, DATA)}; there are {', '.join(DATA)}")
     for key, value in {"data.name": data, **FOR_DATA.get((name, data), {}), **(overrides or {})}.items():
         preset = override(preset, key, value)
+    preset.dvae.check()
+    preset.transformer.check()
+    height, width, step = preset.data.height, preset.data.width, preset.dvae.downsample
+    if height % step or width % step:
+        raise ValueError(
+            f"pictures of {height} x {width} cannot be cut into codes of {step} x {step}: use multiples of {step}"
+        )
     return scale_updates(preset, budget)
 
 
@@ -258,14 +288,14 @@ def scale_updates(config, budget: float):
 
 def from_dict(cls, values: dict):
     """The dataclass `cls` back from what `dataclasses.asdict` made of it. Raises ValueError on unknown keys."""
-    config = Preset(name="") if cls is Preset else cls()
+    default = Preset(name="") if cls is Preset else cls()
+    changes = {}
     for key, value in values.items():
-        old = getattr(config, key, None)
-        if is_dataclass(old):
-            config = dataclasses.replace(config, **{key: from_dict(type(old), value)})
-        else:
-            config = override(config, key, value)
-    return config
+        if key not in (f.name for f in fields(cls)):
+            raise ValueError(f"unknown setting {key!r} of {cls.__name__}: was this written by another version?")
+        old = getattr(default, key)
+        changes[key] = from_dict(type(old), value) if is_dataclass(old) else convert(key, value, old)
+    return dataclasses.replace(default, **changes)
 
 
 def nearest(name: str, names) -> str:

@@ -202,6 +202,7 @@ class DVAE(nn.Module):
 
     def __init__(self, config: DVAEConfig):
         super().__init__()
+        config.check()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

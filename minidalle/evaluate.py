@@ -17,7 +17,7 @@ from minidalle.sequence import tokenize
 from minidalle.train import encode_all
 
 UNSEEN = {"shapes": "pairs", "openmoji": "families"}  # the split that the headline figures are about
-DRAWINGS = 512  # for each split
+DRAWINGS = 520  # for each split: 4 of each of the 130 captions that shapes are trained on
 LABELS = {  # headings of samples.png
     "train": "seen: captions that were trained on",
     "captions": "captions: never seen, of known pairs",
@@ -42,7 +42,7 @@ def measure(
     for split in splits:
         different = sorted(set(splits[split].captions))
         different = different if with_oracle else spaced(different, 8)
-        texts = [different[i % len(different)] for i in range(n if with_oracle else 48)]
+        texts = [different[i % len(different)] for i in range(n if with_oracle else 32)]
         drawn = draw(preset, bpe, dvae, model, texts, device)
         if with_oracle:
             add_verdict(results, "seen" if split == "train" else split, drawn, texts)
@@ -89,7 +89,7 @@ def add_verdict(results: dict, name: str, images: torch.Tensor, captions: list[s
 
 
 def gallery(
-    captions: list[str], images: torch.Tensor, rows: int = 8, columns: int = 6
+    captions: list[str], images: torch.Tensor, rows: int = 8, columns: int = 4
 ) -> list[tuple[str, torch.Tensor]]:
     """`rows` captions, evenly spaced and not chosen, each with its first `columns` drawings."""
     chosen = spaced(sorted(set(captions)), rows)

@@ -238,7 +238,7 @@ def unflatten(optimizers: list, tensors: dict[str, torch.Tensor]):
 
 
 class Interrupt:
-    """Inside the `with` block, Ctrl-C and SIGTERM do not break off an update: they are noted in `asked`."""
+    """Inside the `with` block, Ctrl-C and SIGTERM do not break off an update: the first is noted in `asked`."""
 
     def __enter__(self):
         self.asked = False
@@ -249,6 +249,8 @@ class Interrupt:
         return self
 
     def note(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
         self.asked = True
 
     def __exit__(self, *_):

@@ -65,8 +65,7 @@ class DALLELoss(NamedTuple):
 class DALLE(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        if config.n_embd % config.n_head:
-            raise ValueError(f"n_embd {config.n_embd} must be a multiple of n_head {config.n_head}")
+        config.check()
         self.config = config
         self.embed = StreamEmbedding(config)
         self.blocks = nn.ModuleList(Block(config, mask) for mask in layer_masks(config))

@@ -104,5 +104,3 @@ def test_bad_masks_are_refused():
         dense_mask("conv", 4, 4, kernel_size=4)
     with pytest.raises(ValueError, match="negative"):
         dense_mask("row", -1, 4)
-    with pytest.raises(ValueError, match="'dalle' or 'causal'"):
-        layer_masks(TransformerConfig(masks="axial"))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from minidalle.config import PRESETS, DVAEStage, Preset, TransformerStage, from_dict, load_preset
+from minidalle.config import PRESETS, DVAEStage, Preset, TransformerConfig, TransformerStage, from_dict, load_preset
 
 
 def test_the_full_size_preset_is_all_defaults_and_the_papers():
@@ -44,6 +44,16 @@ def test_overrides_take_the_type_of_what_they_replace():
     assert PRESETS["tiny"] == load_preset("tiny")  # the preset itself has not changed
 
 
+def test_overrides_that_fit_only_together_are_taken_together():
+    config = load_preset("tiny", overrides={"transformer.n_embd": "128", "transformer.n_head": "4"}).transformer
+    assert (config.n_embd, config.n_head) == (128, 4)
+
+
+def test_json_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="unknown setting 'n_heads' of TransformerConfig"):
+        from_dict(TransformerConfig, {"n_heads": 3})
+
+
 def test_the_budget_scales_every_length_and_nothing_else():
     half, whole = load_preset("dalle-12b", budget=0.5), PRESETS["dalle-12b"]
     assert half.train.dvae == dataclasses.replace(
@@ -61,6 +71,12 @@ def test_the_budget_scales_every_length_and_nothing_else():
     "arguments, message",
     [
         ({"name": "tinny"}, "unknown preset 'tinny' .did you mean 'tiny'"),
+        ({"name": "tiny", "data": "shape"}, "unknown data 'shape' .did you mean 'shapes'"),
+        ({"name": "tiny", "overrides": {"transformer.n_head": "5"}}, "must be a multiple of n_head 5"),
+        ({"name": "tiny", "overrides": {"transformer.masks": "axial"}}, "'dalle' or 'causal'"),
+        ({"name": "tiny", "overrides": {"dvae.likelihood": "laplace"}}, "'logit_laplace' or 'bernoulli'"),
+        ({"name": "tiny", "overrides": {"dvae.n_hid": "6"}}, "multiple of 4"),
+        ({"name": "tiny", "overrides": {"data.height": "26"}}, "use multiples of 4"),
         ({"name": "tiny", "budget": 0}, "positive"),
         ({"name": "tiny", "budget": float("nan")}, "positive"),
         ({"name": "tiny", "overrides": {"transformer.n_layers": "4"}}, "did you mean 'n_layer'"),

@@ -223,7 +223,7 @@ def test_train_tiny_leaves_everything_it_promises(finished):
     for name in ("reconstruction", "seen", "captions", "pairs"):
         for key in (name, f"{name}_clean"):
             r = results["results"][key]
-            assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1 and r["n"] == 512
+            assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1 and r["n"] in (512, 520)
     assert {"dvae", "transformer", "measure", "all"} <= results["seconds"].keys()
     assert results["seed"] == 0 and results["sampling"]["temperature"] == 1.0 and results["threads"] >= 1
     assert "samples.png" in printed and "pairs_clean" in printed

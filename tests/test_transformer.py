@@ -168,8 +168,3 @@ def test_12b_has_the_papers_blocks():
 def test_input_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         DALLE(CONFIG)(*change(*batch()))
-
-
-def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ValueError, match="multiple of n_head"):
-        DALLE(TransformerConfig(n_layer=1, n_head=3, n_embd=16))

@@ -138,12 +138,12 @@ def clearance(drawings: Sequence[Drawing], radii: np.ndarray) -> np.ndarray:
 
 
 def place(drawings: Sequence[Drawing], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (N, 2) on the lattice of half units, with the object inside the margin, and radii (N,), all uniform."""
+    """Centres (N, 2), whole units apart, with the object inside the margin, and radii (N,), all uniform."""
     steps = rng.integers(3, size=len(drawings))
     radii = np.array([RADII[drawing.size][step] for drawing, step in zip(drawings, steps)])
     low = clearance(drawings, radii)[:, None]  # (N, 1)
-    places = 2 * (UNITS - 2 * low) + 1  # lattice points from low to UNITS − low
-    return low + np.floor(rng.random((len(drawings), 2)) * places) / 2, radii
+    places = UNITS - 2 * low + 1  # whole steps from low to UNITS − low
+    return low + np.floor(rng.random((len(drawings), 2)) * places), radii
 
 
 def draw(captions: list[str], rng: np.random.Generator, size: int = 24) -> torch.Tensor:
