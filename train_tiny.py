@@ -21,6 +21,7 @@ from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, write_json
 from minidalle.cli import parse_with_settings, positive, run_command
 from minidalle.config import load_preset
+from minidalle.sequence import fit_text_len
 from minidalle.train import encode_all, pick_device, train_dvae, train_transformer
 
 
@@ -46,7 +47,8 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     started = time.perf_counter()
     device = pick_device(args.device)
     preset = load_preset(args.preset, args.data, settings, args.budget)
-    run = Run(args.out, {"preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
+    if preset.name.startswith("dalle"):
+        raise ValueError(f"--preset {preset.name} is for many GPUs: this program trains tiny or small")
 
     # 1. Pictures with captions; the splits other than "train" are never trained on.
     splits = data.load(preset.data, args.seed)
@@ -55,8 +57,12 @@ def train_tiny(args: argparse.Namespace, settings: dict):
 
     # 2. Text becomes tokens: a byte-pair vocabulary learned from the captions.
     bpe = BPE.train(train.captions, preset.data.vocab_size)
+    run = Run(args.out, {"preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
     bpe.save(run.folder / "bpe.json")
-    say(f"vocabulary of {len(bpe)}: {train.captions[0]!r} is {len(bpe.encode(train.captions[0]))} tokens")
+    text_len = preset.transformer.text_len or fit_text_len(
+        bpe, [c for split in splits.values() for c in split.captions]
+    )
+    say(f"vocabulary of {len(bpe)}: {train.captions[0]!r} is {len(bpe.encode(train.captions[0]))} tokens of {text_len}")
 
     # 3. Pictures become codes: the dVAE learns a visual alphabet and how to paint from it.
     dvae = train_dvae(run, preset, train.images, args.seed, device)
@@ -64,7 +70,7 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     say(f"a picture is now {codes.shape[1]} x {codes.shape[2]} codes of {preset.dvae.codebook_size}")
 
     # 4. One stream: the transformer learns to continue a caption with the codes of its picture.
-    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, args.seed, device)
+    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, text_len, args.seed, device)
 
     # 5. Draw, and let an oracle that took no part in the training read the drawings.
     measured = time.perf_counter()
@@ -77,7 +83,11 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     note = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(preset.sample).items())
     plots.save_curves(run.folder / "curves.png", records)
     plots.save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
-    plots.save_samples(run.folder / "samples.png", pictures["samples"], f"not chosen: the first of each split. {note}")
+    plots.save_samples(
+        run.folder / "samples.png",
+        pictures["samples"],
+        f"evenly spaced captions and their first seeds, not chosen. {note}",
+    )
     plots.save_masks(run.folder / "masks.png")
     about = {
         "results": results,
@@ -115,4 +125,4 @@ def say(line: str):
 
 if __name__ == "__main__":
     arguments = parse()
-    run_command(lambda: train_tiny(*arguments))
+    run_command(lambda: train_tiny(*arguments), "; what was saved before is whole, and --resume goes on from there")

@@ -52,7 +52,7 @@ def attention(q, k, v, mask: torch.Tensor, scale: float | None = None) -> torch.
     """softmax(scale * q kᵀ, over the keys that `mask` allows) v.
 
     q (B, H, Tq, D); k, v (B, H, Tk, D); mask (Tq, Tk) bool, at least one true entry a row; scale 1/√D if None.
-    Returns (B, H, Tq, D) in the dtype of the inputs, float64 if they are.
+    Returns (B, H, Tq, D) in the dtype of the inputs.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * q @ k.transpose(-2, -1)  # (B, H, Tq, Tk)

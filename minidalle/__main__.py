@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None):
 
 def generate(args: argparse.Namespace):
     """Draw n pictures for every caption: one PNG each, and a sheet of all."""
+    import torch
     from tqdm import tqdm
 
     from minidalle import plots, sample
@@ -62,8 +63,12 @@ def generate(args: argparse.Namespace):
     with tqdm(total=len(args.captions) * args.n * model.config.n_image, unit="token", desc="draw") as bar:
         for number, caption in enumerate(args.captions, start=1):
             text = tokenize(bpe, [caption], model.config.text_len)[0]
-            codes = sample.generate(model, text, args.n, seeds, on_token=lambda *_: bar.update(args.n), **options)
-            images = dvae.decode(codes)
+            images = []
+            for k in sample.in_batches(args.n, model.config):
+                count = lambda cell, codes: bar.update(len(codes))  # noqa: E731
+                codes = sample.generate(model, text, len(k), [seeds[i] for i in k], on_token=count, **options)
+                images.append(dvae.decode(codes))
+            images = torch.cat(images)
             rows.append((caption, images))
             slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
             for seed, image in zip(seeds, images):

@@ -62,8 +62,12 @@ def read_json(path: Path):
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None):
+    """Raises OSError where the disk is full, whatever the library calls it."""
     with replacing(path) as aside:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, aside, metadata)
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, aside, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -121,7 +125,12 @@ def load_run(run: Path) -> tuple[Preset, BPE, DVAE, DALLE]:
     Raises ValueError where a part is missing, or where the transformer was trained with another tokenizer or dVAE.
     """
     run = Path(run)
-    preset = from_dict(Preset, read_json(run / "config.json")["preset"])
+    config = read_json(run / "config.json")
+    if not isinstance(config, dict) or "preset" not in config:
+        raise ValueError(f"{run / 'config.json'} names no preset: was it written by train_tiny.py?")
+    preset = from_dict(Preset, config["preset"])
+    if not (run / "bpe.json").exists():
+        raise ValueError(f"{run / 'bpe.json'} does not exist: restore it, or train again")
     bpe, dvae = BPE.load(run / "bpe.json"), load_dvae(run)
     model, metadata = load_model(run / "transformer.safetensors", DALLE, TransformerConfig)
     have = {"tokenizer": bpe.hash, "dvae": fingerprint(dvae.state_dict())}
@@ -135,6 +144,9 @@ def load_run(run: Path) -> tuple[Preset, BPE, DVAE, DALLE]:
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
+
+
+FREE = ("preset.sample", "preset.train.log_every", "preset.train.save_every")  # may differ when a run is resumed
 
 
 class Run:
@@ -151,15 +163,18 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file, expected a folder for the run: choose another --out")
         if resume and config.exists():
-            other = differences(read_json(config), settings)
+            other = [line for line in differences(read_json(config), settings) if not line.startswith(FREE)]
             if other:
                 raise ValueError(
                     f"{self.folder} holds a run with other settings ({'; '.join(other[:3])}): resume it with the same "
                     "arguments, or choose another --out"
                 )
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty: add --resume to go on with it, or choose another --out")
+            why = "holds no run to resume" if resume else "is not empty: add --resume to go on with it"
+            raise ValueError(f"{self.folder} {why}, or choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in [*self.folder.glob(".writing-*"), *self.folder.glob("state/.writing-*")]:
+            shutil.rmtree(left)  # what a killed run had not finished writing
         write_json(config, settings)
         self.metrics = self.folder / "metrics.jsonl"
         self.stages: dict[str, dict] = {}  # finished stages: {"updates": …, "seconds": …}

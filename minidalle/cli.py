@@ -32,8 +32,10 @@ def positive(kind: Callable):
     return convert
 
 
-def run_command(command: Callable[[], None]):
+def run_command(command: Callable[[], None], after_failure: str = ""):
     """Call `command`; exit with 2 and one sentence on bad input (ValueError), with 1 on failure or Ctrl-C.
+
+    after_failure: how to go on, said after a failure.
 
     With MINIDALLE_TRACEBACK set in the environment, errors are raised as they are, for those who look for a bug.
     """
@@ -45,9 +47,12 @@ def run_command(command: Callable[[], None]):
     except ValueError as error:
         leave(f"error: {error}", 2)
     except KeyboardInterrupt as stop:
-        leave(f"{stop or 'stopped'}; the same command with --resume goes on from there" if stop.args else "stopped", 1)
+        leave(f"{stop if stop.args else 'stopped'}{after_failure}", 1)
     except (OSError, ImportError) as error:
-        leave(f"error: {error}: nothing that was saved before is lost", 1)
+        leave(f"error: {error}{after_failure}", 1)
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0] or "out of memory"
+        leave(f"error: {reason} (MINIDALLE_TRACEBACK=1 shows where){after_failure}", 1)
 
 
 def leave(message: str, code: int):

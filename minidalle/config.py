@@ -40,6 +40,8 @@ class DVAEConfig:
         """Raise ValueError where no model can be built; DVAE and `load_preset` call it."""
         if self.likelihood not in ("logit_laplace", "bernoulli"):
             raise ValueError(f"dvae.likelihood must be 'logit_laplace' or 'bernoulli', got {self.likelihood!r}")
+        if self.input_kernel % 2 == 0:
+            raise ValueError(f"dvae.input_kernel must be odd, to keep the picture's size, got {self.input_kernel}")
         if self.n_hid % 4 or self.n_hid < 4:
             raise ValueError(
                 f"dvae.n_hid must be a multiple of 4 (the blocks' bottleneck is a quarter), got {self.n_hid}"
@@ -70,6 +72,10 @@ class TransformerConfig:
         """Raise ValueError where no model can be built; DALLE and `load_preset` call it."""
         if self.n_head < 1 or self.n_embd % self.n_head:
             raise ValueError(f"transformer.n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+        if self.kernel_size % 2 == 0 or self.text_len == 1:
+            raise ValueError(
+                f"transformer.kernel_size must be odd and text_len at least 2 (or 0), got {self.kernel_size}, {self.text_len}"
+            )
         if self.masks not in ("dalle", "causal"):
             raise ValueError(f"transformer.masks must be 'dalle' or 'causal', got {self.masks!r}")
 
@@ -112,8 +118,7 @@ class DVAEStage(StageConfig):
     tau_updates: int = 150_000
     kl_weight: float = 6.6  # beta
     kl_updates: int = 5_000
-    noise_updates: int = 0  # O: fade the Gumbel noise in over so many updates, which may be more than are
-    # made, so that it stays below full; 0 = full noise throughout
+    noise_updates: int = 0  # O: fade the Gumbel noise in over so many updates; 0 = full noise throughout
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,17 @@ class SampleConfig:
     top_p: float = 1.0  # 1 = all codes
     guidance: float = 1.0  # O: 1 = none
 
+    def check(self):
+        """Raise ValueError for settings that nothing can be drawn with; `generate` and `load_preset` call it."""
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all codes) or positive, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}; 1 keeps all codes")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance must be 0 or more, got {self.guidance}; 1 is off")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -169,14 +185,14 @@ TINY = Preset(
     name="tiny",
     data=DataConfig(height=24, width=24, pool=30_000, vocab_size=315),  # 315: each word is one token
     dvae=DVAEConfig(
-        codebook_size=96, n_hid=64, n_init=64, n_group=2, n_block=1, input_kernel=3,
+        codebook_size=88, n_hid=64, n_init=64, n_group=2, n_block=1, input_kernel=3,
         patch=2, normalize_logits=True, likelihood="bernoulli",
     ),
     transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=0),
     train=TrainConfig(
         dvae=DVAEStage(
             updates=4_000, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=4_000, betas=(0.9, 0.99),
-            tau_end=0.25, tau_updates=2_800, kl_weight=0.0, noise_updates=8_000,
+            tau_end=0.5, tau_updates=2_800, kl_weight=0.0, noise_updates=3_200,
         ),
         transformer=TransformerStage(
             updates=3_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_000, warmup=100, halve_at=(),
@@ -184,7 +200,7 @@ TINY = Preset(
             text_weight=0.02, caption_dropout=0.1,
         ),
     ),
-    sample=SampleConfig(top_p=0.9, guidance=2.0),
+    sample=SampleConfig(top_p=0.7, guidance=1.5),
 )  # fmt: skip
 
 SMALL = Preset(
@@ -213,7 +229,7 @@ FOR_DATA = {
     ("tiny", "openmoji"): {
         "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
         "train.dvae.updates": 3_200, "train.dvae.lr_updates": 3_200, "train.dvae.tau_updates": 2_240,
-        "train.dvae.noise_updates": 6_400, "train.transformer.updates": 2_200, "train.transformer.lr_updates": 2_200,
+        "train.dvae.noise_updates": 2_560, "train.transformer.updates": 2_200, "train.transformer.lr_updates": 2_200,
     },
 }  # fmt: skip
 
@@ -231,10 +247,13 @@ def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, 
         raise ValueError(f"--budget must be a positive number, got {budget}: 1.0 is the preset's own length")
     if data not in DATA:
         raise ValueError(f"unknown data {data!r}{nearest(data, DATA)}; there are {', '.join(DATA)}")
+    if "data.name" in (overrides or {}):
+        raise ValueError("data.name is not a setting of its own: choose the pictures with --data")
     for key, value in {"data.name": data, **FOR_DATA.get((name, data), {}), **(overrides or {})}.items():
         preset = override(preset, key, value)
-    preset.dvae.check()
-    preset.transformer.check()
+    check_numbers(preset)
+    for part in (preset.dvae, preset.transformer, preset.sample):
+        part.check()
     height, width, step = preset.data.height, preset.data.width, preset.dvae.downsample
     if height % step or width % step:
         raise ValueError(
@@ -284,6 +303,26 @@ def scale_updates(config, budget: float):
         elif f.name == "halve_at":
             changes[f.name] = tuple(round(at * budget) for at in value)
     return dataclasses.replace(config, **changes)
+
+
+MAY_BE_ZERO = {
+    "text_len", "warmup", "lr_end", "tau_updates", "kl_weight", "kl_updates", "noise_updates", "muon_lr", "weight_decay",
+    "clip", "ema_decay", "text_weight", "bpe_dropout", "caption_dropout", "temperature", "top_k", "guidance",
+}  # fmt: skip
+SHARES = {"ema_decay", "text_weight", "bpe_dropout", "caption_dropout"}  # at most 1
+
+
+def check_numbers(config, group: str = ""):
+    """Raise ValueError for a number, at any depth, that is negative, not finite, a share above 1, or 0 where it may not."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            check_numbers(value, f"{group}{f.name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            zero, share = f.name in MAY_BE_ZERO, f.name in SHARES
+            if not 0 <= value < float("inf") or (value == 0 and not zero) or (share and value > 1):
+                bounds = f"{'0 or more' if zero else 'greater than 0'}{' and at most 1' if share else ''}"
+                raise ValueError(f"{group}{f.name} must be {bounds}, got {value}")
 
 
 def from_dict(cls, values: dict):

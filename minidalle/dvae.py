@@ -134,7 +134,7 @@ class NormalizeLogits(nn.Module):
     """O, not in the paper: every code's logit gets mean 0 and variance 1 over the batch, then one learned scale.
 
     Small models trained for minutes collapse to a few codes: a code that starts behind gets no gradient and stays
-    behind. With each logit normalised by itself, no code can be behind everywhere. Effect: README, "What tiny needs".
+    behind. With each logit normalised by itself, no code can be behind everywhere. Its effect: the README's table.
     """
 
     def __init__(self, codebook_size: int):
@@ -156,6 +156,7 @@ def gumbel_softmax(logits: torch.Tensor, tau: float, noise: float = 1.0, generat
     at temperature tau makes it differentiable. `noise` = 1 is the paper's; less is O, for the first updates.
     """
     u = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float32)
+    # clamped away from 0, where ln 0 is infinite, and from 1, where ln 1 = 0 has no logarithm
     gumbel = -torch.log(-torch.log(u.clamp(1e-9, 1 - 1e-7)))
     return F.softmax((logits + noise * gumbel) / tau, dim=1)
 
@@ -244,7 +245,7 @@ class DVAE(nn.Module):
         z = gumbel_softmax(logits, tau, noise, generator)
         mu, ln_b = self.decoder(z).float().chunk(2, dim=1)  # (B, 3, height, width) each
         x = map_pixels(images)
-        bernoulli = self.config.likelihood == "bernoulli"
+        bernoulli = self.config.likelihood == "bernoulli"  # then ln b is not used
         nll = (bernoulli_nll(x, mu) if bernoulli else logit_laplace_nll(x, mu, ln_b)).mean()
         kl = kl_to_uniform(logits).mean()
         cells_per_value = logits[0, 0].numel() / images[0].numel()  # 1/192 at 256 px, 32 x 32 codes

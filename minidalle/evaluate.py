@@ -12,9 +12,9 @@ from minidalle.config import Preset
 from minidalle.data.pictures import Pictures
 from minidalle.dvae import usage
 from minidalle.oracle import as_float, judge
-from minidalle.sample import generate
+from minidalle.sample import generate, in_batches
 from minidalle.sequence import tokenize
-from minidalle.train import encode_all
+from minidalle.train import encode_all, split_to_fit
 
 UNSEEN = {"shapes": "pairs", "openmoji": "families"}  # the split that the headline figures are about
 DRAWINGS = 520  # for each split: 4 of each of the 130 captions that shapes are trained on
@@ -29,10 +29,10 @@ LABELS = {  # headings of samples.png
 def measure(
     preset: Preset, bpe, dvae, model, splits: dict[str, Pictures], device, n: int = DRAWINGS
 ) -> tuple[dict, dict]:
-    """The figures of results.json, each from `interval`, and pictures to look at: {"reconstructions", "samples"}.
+    """The figures of results.json and pictures to look at: {"reconstructions", "samples"}.
 
     reconstruction: pictures of the unseen split through the dVAE and back; psnr is of them too, in dB.
-    codes_used, perplexity: of the codes of all held-out pictures.
+    codes_used, perplexity: of the codes of all held-out pictures; counted, so without an interval.
     seen, captions, pairs: n drawings over all captions of the split, picture k with seed k. "_clean" as in `judge`.
     tuning: the same for the split that choices are made on, so it flatters.
     """
@@ -69,7 +69,7 @@ def measure_dvae(preset: Preset, dvae, splits: dict[str, Pictures], device, n: i
 
 def reconstruct(dvae, images: torch.Tensor, device) -> torch.Tensor:
     """images (N, 3, height, width) in [0, 1] through the codes and back, on the CPU."""
-    return torch.cat([dvae.decode(dvae.encode(part.to(device))).cpu() for part in images.split(64)])
+    return torch.cat([dvae.decode(dvae.encode(part.to(device))).cpu() for part in split_to_fit(images)])
 
 
 def draw(preset: Preset, bpe, dvae, model, captions: list[str], device) -> torch.Tensor:
@@ -77,8 +77,8 @@ def draw(preset: Preset, bpe, dvae, model, captions: list[str], device) -> torch
     text = tokenize(bpe, captions, model.config.text_len)
     options = vars(preset.sample)
     parts = []
-    for k in torch.arange(len(captions)).split(128):
-        codes = generate(model, text[k], len(k), k.tolist(), **options)
+    for k in in_batches(len(captions), model.config):
+        codes = generate(model, text[list(k)], len(k), k, **options)
         parts.append(dvae.decode(codes).cpu())
     return torch.cat(parts)
 

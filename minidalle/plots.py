@@ -15,7 +15,7 @@ from PIL import Image
 from kernels.reference import MASKS, dense_mask
 from minidalle.checkpoint import replacing
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#BBBBBB"  # of Okabe and Ito's palette
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#BBBBBB"  # of Okabe and Ito's palette
 
 
 def to_array(images: torch.Tensor) -> np.ndarray:
@@ -53,8 +53,8 @@ def save_samples(path: Path, columns: dict[str, list[tuple[str, torch.Tensor]]],
         for r, (caption, images) in enumerate(entries):
             axes[r, c].imshow(strip(images), interpolation="nearest")
             label = "\n".join(textwrap.wrap(caption, 52))
-            axes[r, c].set_title(f"{heading}\n\n{label}" if r == 0 else label, fontsize=8, loc="left")
-    figure.suptitle(note, fontsize=8)
+            axes[r, c].set_title(f"{heading}\n\n{label}" if r == 0 else label, fontsize=8, loc="left", parse_math=False)
+    figure.suptitle(note, fontsize=8, parse_math=False)
     save_figure(path, figure)
 
 
@@ -83,7 +83,7 @@ def save_curves(path: Path, records: list[dict]):
             steps, values = [r["step"] for r in mine], [r[key] for r in mine]
             axis.plot(steps, values, color=GREY, linewidth=0.8)
             axis.plot(steps, smooth(values), color=colour, linewidth=1.8)
-            unit = "codes in one batch" if key == "codes_used" else "nats"
+            unit = {"codes_used": "codes in one batch", "nll": "nats per pixel value"}.get(key, "nats per token")
             axis.set(title=f"{stage}: {key}", xlabel="update", ylabel=unit)
             axis.grid(alpha=0.3)
     save_figure(path, figure)

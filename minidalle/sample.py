@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from minidalle.config import SampleConfig, TransformerConfig
 from minidalle.sequence import PAD
 from minidalle.transformer import DALLE
 
@@ -42,7 +43,9 @@ def generate(
     Raises ValueError for values outside these ranges or shapes that do not fit the model.
     """
     config, device = model.config, model.image_head.weight.device
-    check_settings(n, seeds, temperature, top_k, top_p, guidance)
+    SampleConfig(temperature, top_k, top_p, guidance).check()
+    if n < 1 or len(seeds) != n:
+        raise ValueError(f"expected n >= 1 pictures and a seed for each, got n = {n} and {len(seeds)} seeds")
     text = (text.expand(n, -1) if text.dim() == 1 else text).to(device)  # (n, text_len)
     if len(text) != n:
         raise ValueError(f"expected one caption or {n}, one a picture, got {len(text)}")
@@ -72,8 +75,16 @@ def generate(
     return codes.view(n, config.rows, config.grid)
 
 
+def in_batches(n: int, config: TransformerConfig) -> list[range]:
+    """0 … n - 1 in ranges that are small enough to be drawn at once: about 8192 positions, 6 pictures at full size."""
+    size = max(1, 8192 // (config.text_len + config.n_image))
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 def uniform(seed: int, count: int) -> torch.Tensor:
     """`count` numbers in [0, 1), float64, that depend on `seed` alone."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"a seed must lie in 0 … 2⁶³ - 1, got {seed}")
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -114,24 +125,14 @@ def place_prefix(codes: torch.Tensor, prefix: torch.Tensor | None, config) -> in
     """Write the given top rows into codes (n, rows * grid); returns the number of cells that are then known."""
     if prefix is None:
         return 0
-    if prefix.dim() not in (2, 3) or prefix.shape[-1] != config.grid or prefix.shape[-2] >= config.rows:
+    fits = prefix.dim() == 2 or (prefix.dim() == 3 and len(prefix) in (1, len(codes)))
+    if not fits or prefix.shape[-1] != config.grid or not 0 < prefix.shape[-2] < config.rows:
         raise ValueError(
-            f"expected a prefix of shape (r, {config.grid}) or (n, r, {config.grid}) with r < {config.rows} "
-            f"rows of codes, got {tuple(prefix.shape)}"
+            f"expected a prefix of shape (r, {config.grid}) or (n, r, {config.grid}) with 0 < r < "
+            f"{config.rows} rows of codes, got {tuple(prefix.shape)}"
         )
+    if prefix.min() < 0 or prefix.max() >= config.codebook_size:
+        raise ValueError(f"the codes of a prefix must lie in 0 … {config.codebook_size - 1}")
     first = prefix.shape[-2] * config.grid
     codes[:, :first] = prefix.reshape(-1, first).to(codes.device)
     return first
-
-
-def check_settings(n, seeds, temperature, top_k, top_p, guidance):
-    if n < 1 or len(seeds) != n:
-        raise ValueError(f"expected n >= 1 pictures and a seed for each, got n = {n} and {len(seeds)} seeds")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 (all codes) or positive, got {top_k}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps all codes")
-    if not 0 <= guidance < float("inf"):
-        raise ValueError(f"guidance must be 0 or more, got {guidance}; 1 is off")

@@ -2,7 +2,8 @@
 
 What happens at update k depends on (seed, stage, k) alone: the batch, the noise and the dropped words are drawn from
 generators seeded with these three. So a resumed run needs no other memory of chance than its position, and ends with
-the same weights as one that was never stopped.
+the same weights as one that was never stopped: the same bits on a CPU with the same number of threads, nearly the same
+on a GPU, where sums may be taken in another order.
 """
 
 import contextlib
@@ -20,9 +21,9 @@ from tqdm import tqdm
 
 from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, fingerprint, load_tensors, save_model
-from minidalle.config import Preset, StageConfig, TransformerConfig
+from minidalle.config import Preset, StageConfig
 from minidalle.dvae import DVAE, cosine, schedules, usage
-from minidalle.sequence import fit_text_len, tokenize
+from minidalle.sequence import tokenize
 from minidalle.transformer import DALLE
 
 # --- the two stages ------------------------------------------------------------------------------------------------
@@ -52,12 +53,16 @@ def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device
 
 
 def train_transformer(
-    run: Run, preset: Preset, bpe: BPE, dvae: DVAE, captions: list[str], codes: torch.Tensor, seed: int,
+    run: Run, preset: Preset, bpe: BPE, dvae: DVAE, captions: list[str], codes: torch.Tensor, text_len: int, seed: int,
     device: torch.device,
 ) -> DALLE:  # fmt: skip
-    """Stage 2 (P 2.2). N captions and their codes (N, rows, grid) int64 -> the trained transformer."""
+    """Stage 2 (P 2.2). N captions and their codes (N, rows, grid) int64 -> the trained transformer, which reads
+    text_len positions of text."""
     stage = preset.train.transformer
-    config = stream_config(preset, bpe, captions, codes)
+    config = dataclasses.replace(
+        preset.transformer, text_len=text_len, vocab_size=len(bpe),
+        rows=codes.shape[1], grid=codes.shape[2], codebook_size=preset.dvae.codebook_size,
+    )  # fmt: skip
     torch.manual_seed(seed_of(seed, "transformer", "weights"))
     model = DALLE(config).to(device)
     codes = codes.flatten(1)  # (N, rows * grid)
@@ -74,14 +79,6 @@ def train_transformer(
     hashes = {"tokenizer": bpe.hash, "dvae": fingerprint(dvae.state_dict())}
     n_positions = config.text_len + config.n_image
     return fit(run, "transformer", model, stage, preset, batch_at, losses_at, seed, device, n_positions, hashes)
-
-
-def stream_config(preset: Preset, bpe: BPE, captions: list[str], codes: torch.Tensor) -> TransformerConfig:
-    """The preset's transformer with the lengths and vocabularies of this tokenizer, these captions and codes."""
-    return dataclasses.replace(
-        preset.transformer, text_len=preset.transformer.text_len or fit_text_len(bpe, captions), vocab_size=len(bpe),
-        rows=codes.shape[1], grid=codes.shape[2], codebook_size=preset.dvae.codebook_size,
-    )  # fmt: skip
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
@@ -106,6 +103,9 @@ def fit(
         info = {"stage": name, "step": step, "seconds": seconds, "scaler": scaler.state_dict()}
         tensors = {"weights": model.state_dict(), "ema": average, "optimizer": flatten(optimizers)}
         run.save_state(info, tensors)
+        save_weights()
+
+    def save_weights():
         save_model(run.folder / f"{name}.safetensors", model, average, **(hashes or {}))
 
     with Interrupt() as interrupt, tqdm(total=stage.updates, initial=step, desc=name, unit="update") as bar:
@@ -120,18 +120,23 @@ def fit(
                 scaler.scale(loss).backward()
             update(model, optimizers, scaler, stage.clip)
             step += 1
-            if step % stage.ema_every == 0:
+            if step % stage.ema_every == 0:  # a short average at first, or the first weights would stay in it (O)
                 average_weights(average, model, min(stage.ema_decay, step / (step + 10)))
+            logged = step % preset.train.log_every == 0 or step in (1, stage.updates)
+            record = (
+                {"stage": name, "step": step, "loss": loss.item(), **numbers()} if logged else {}
+            )  # waits for a GPU
             seconds += time.perf_counter() - started
-            if step % preset.train.log_every == 0 or step in (1, stage.updates):
-                record = {"stage": name, "step": step, "seconds": round(seconds, 3), "loss": loss.item(), **numbers()}
-                run.log(record | {"tokens_per_s": round(step * stage.batch_size * tokens_per_item / seconds)})
+            if logged:
+                speed = round(step * stage.batch_size * tokens_per_item / seconds)
+                run.log(record | {"seconds": round(seconds, 3), "tokens_per_s": speed})
                 bar.set_postfix(loss=f"{record['loss']:.3f}")
             bar.update()
             if step % preset.train.save_every == 0 or step == stage.updates or interrupt.asked:
                 save()
             if interrupt.asked:
                 raise KeyboardInterrupt(f"stopped and saved after update {step} of {stage.updates} of the {name}")
+    save_weights()  # also when the run was killed between the last state and its weights
     run.stages[name] = {"updates": stage.updates, "seconds": seconds}
     model.load_state_dict(average)
     return model.eval()
@@ -166,13 +171,14 @@ def make_optimizers(model: nn.Module, stage: StageConfig) -> list[torch.optim.Op
 
 
 def set_learning_rate(optimizers: list, stage: StageConfig, step: int):
+    """AdamW's rate for this step; Muon's follows it in proportion."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = optimizer.full_rate * learning_rate(stage, step) / stage.lr
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
-    """Linear warm-up; then half a cosine (P A.2), or halving at given updates (P B.2)."""
+    """Half a cosine from step 0 (P A.2), or halving at given updates (P B.2); times a linear warm-up."""
     warm = min((step + 1) / stage.warmup, 1.0) if stage.warmup else 1.0
     if stage.halve_at:
         return warm * stage.lr * 0.5 ** sum(step >= at for at in stage.halve_at)
@@ -204,7 +210,8 @@ def restore(run: Run, name: str, model, average: dict, optimizers: list, scaler)
     model.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
     copy_into(average, load_tensors(folder / "ema.safetensors")[0])
     unflatten(optimizers, load_tensors(folder / "optimizer.safetensors")[0])
-    scaler.load_state_dict(info["scaler"])
+    if info["scaler"]:
+        scaler.load_state_dict(info["scaler"])
     run.forget_after(name, info["step"])
     return info["step"], info["seconds"]
 
@@ -230,6 +237,7 @@ def unflatten(optimizers: list, tensors: dict[str, torch.Tensor]):
     for name, value in tensors.items():
         i, number, key = name.split(".")
         parameter = optimizers[int(i)].param_groups[0]["params"][int(number)]
+        value = value.clone()  # off the file, which will be deleted
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # in the parameter's memory layout
         states[int(i)].setdefault(int(number), {})[key] = value
@@ -289,7 +297,7 @@ def out_of_memory_as_advice(name: str, batch_size: int):
     except torch.OutOfMemoryError:
         raise ValueError(
             f"out of GPU memory in the {name} with batches of {batch_size}: "
-            f"try --train.{name}.batch_size={batch_size // 2}"
+            f"try --train.{name}.batch_size={max(1, batch_size // 2)}"
         ) from None
 
 
@@ -298,8 +306,13 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
+def split_to_fit(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """images (N, 3, height, width) in parts of about 2¹⁸ pixels, which a dVAE can take at once: 4 pictures of 256 x 256."""
+    return images.split(max(1, 2**18 // (images.shape[2] * images.shape[3])))
+
+
 @torch.no_grad()
-def encode_all(dvae: DVAE, images: torch.Tensor, device: torch.device, batch_size: int = 256) -> torch.Tensor:
+def encode_all(dvae: DVAE, images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """images (N, 3, height, width) uint8 -> codes (N, rows, grid) int64, on the CPU."""
-    parts = images.split(batch_size)
+    parts = split_to_fit(images)
     return torch.cat([dvae.encode(to_float(part.to(device))).cpu() for part in tqdm(parts, desc="encode", leave=False)])

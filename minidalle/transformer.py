@@ -99,7 +99,7 @@ class DALLE(nn.Module):
 
         A real caption token and an image token are targets; a pad, [SEP] and the first token never are (SPEC 4, O).
         """
-        text_states, image_states = self.split(self.states(text, image))
+        text_states, image_states = self.split(self.states(text, image))  # (B, text_len - 2, C), (B, rows * grid, C)
         targets = text[:, 1:-1]  # (B, text_len - 2)
         real = targets != PAD
         text_logits = self.text_head(text_states[real])  # (number of real targets, V)

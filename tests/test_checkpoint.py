@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from minidalle import checkpoint
 from minidalle.bpe import BPE
 from minidalle.checkpoint import (
     Run,
@@ -80,6 +82,13 @@ def test_weights_that_do_not_fit_their_architecture_are_refused(tmp_path):
         load_dvae(tmp_path)
 
 
+def test_a_missing_tokenizer_is_named(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "bpe.json").unlink()
+    with pytest.raises(ValueError, match="bpe.json does not exist"):
+        load_run(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "missing"])
 def test_damaged_files_are_named(tmp_path, damage):
     make_run(tmp_path)
@@ -100,6 +109,12 @@ def test_json_that_is_missing_or_damaged_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json is not JSON"):
         read_json(tmp_path / "config.json")
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    write_json(tmp_path / "config.json", [1])
+    with pytest.raises(ValueError, match="names no preset"):
+        load_run(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -156,8 +171,8 @@ def test_a_folder_with_something_in_it_is_not_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty: add --resume .* or choose another --out"):
         Run(tmp_path, {"seed": 0})
-    with pytest.raises(ValueError, match="not empty"):
-        Run(tmp_path, {"seed": 0}, resume=True)  # not a run at all
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        Run(tmp_path, {"seed": 0}, resume=True)
     with pytest.raises(ValueError, match="is a file"):
         Run(tmp_path / "notes.txt", {"seed": 0})
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
@@ -168,6 +183,32 @@ def test_resuming_a_run_with_other_settings_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"preset.dvae.n_hid is 8 there, 9 here; seed is 0 there, 1 here"):
         Run(tmp_path / "run", {"preset": {"name": "tiny", "dvae": {"n_hid": 9}}, "seed": 1}, resume=True)
     Run(tmp_path / "run", {"preset": {"name": "tiny", "dvae": {"n_hid": 8}}, "seed": 0}, resume=True)
+
+
+def test_how_to_sample_and_log_may_change_on_resume(tmp_path):
+    settings = {"preset": {"sample": {"top_p": 1.0}, "train": {"log_every": 50, "save_every": 5}}, "seed": 0}
+    Run(tmp_path / "run", settings)
+    settings["preset"] = {"sample": {"top_p": 0.5}, "train": {"log_every": 1, "save_every": 1}}
+    Run(tmp_path / "run", settings, resume=True)
+    assert read_json(tmp_path / "run" / "config.json") == settings
+
+
+def test_what_a_killed_run_had_half_written_is_swept_away(tmp_path):
+    Run(tmp_path / "run", {})
+    for left in (".writing-a", "state/.writing-b"):
+        (tmp_path / "run" / left / "part").mkdir(parents=True)
+    Run(tmp_path / "run", {}, resume=True)
+    assert not list((tmp_path / "run").rglob(".writing-*"))
+
+
+def test_a_disk_that_is_full_is_an_os_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="could not be written: I/O error: No space left"):
+        save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from kernels.reference import MASKS
 from minidalle import transformer
 from minidalle.config import TransformerConfig
-from minidalle.sample import choose, generate, new_cache, probabilities, uniform
+from minidalle.sample import choose, generate, in_batches, new_cache, probabilities, uniform
 from minidalle.sequence import PAD
 from minidalle.transformer import DALLE
 
@@ -83,6 +83,12 @@ def test_frequencies_are_those_of_the_model(model):
     assert (torch.bincount(codes, minlength=9) / 4000 - p).abs().max() < 0.03  # about 4 standard errors
 
 
+def test_batches_cover_every_picture_once_and_stay_small():
+    assert [list(r) for r in in_batches(3, CONFIG)] == [[0, 1, 2]]
+    full = in_batches(20, TransformerConfig())
+    assert [i for r in full for i in r] == list(range(20)) and max(map(len, full)) == 6
+
+
 def test_callback_tells_every_cell(model):
     seen = []
     codes = generate(model, TEXT, 2, [0, 1], on_token=lambda cell, code: seen.append((cell, code.clone())))
@@ -153,8 +159,13 @@ def test_uniform_numbers_belong_to_their_seed():
         ({"guidance": float("nan")}, "guidance"),
         ({"text": torch.full((5,), PAD)}, "expected text of shape"),
         ({"text": torch.full((3, 6), PAD)}, "one caption or 1"),
-        ({"prefix": torch.zeros(5, 4, dtype=torch.int64)}, "with r < 5"),
+        ({"prefix": torch.zeros(5, 4, dtype=torch.int64)}, "with 0 < r < 5 rows"),
         ({"prefix": torch.zeros(2, 3, dtype=torch.int64)}, "expected a prefix"),
+        ({"prefix": torch.zeros(0, 4, dtype=torch.int64)}, "expected a prefix"),
+        ({"prefix": torch.zeros(3, 2, 4, dtype=torch.int64)}, "expected a prefix"),
+        ({"prefix": torch.full((2, 4), 9)}, "must lie in 0 … 8"),
+        ({"seeds": [2**70]}, "a seed must lie"),
+        ({"seeds": [-1]}, "a seed must lie"),
     ],
 )
 def test_bad_settings_are_refused(model, change, message):

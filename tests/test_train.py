@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import minidalle.train as train_module
 import train_tiny
 from minidalle import data
 from minidalle.__main__ import main
@@ -64,7 +65,7 @@ def run_short(folder, resume=False, kill_at=None, monkeypatch=None, ask_at=None)
         run.log = counting
     dvae = train_dvae(run, preset, train.images, 3, CPU)
     codes = encode_all(dvae, train.images, CPU)
-    return train_transformer(run, preset, bpe, dvae, train.captions, codes, 3, CPU)
+    return train_transformer(run, preset, bpe, dvae, train.captions, codes, 32, 3, CPU)
 
 
 def contents(folder) -> dict:
@@ -92,6 +93,24 @@ def whole(tmp_path_factory):
 def test_a_killed_run_resumed_ends_with_the_same_bits(tmp_path, whole, kill_at):
     with pytest.raises(Killed):
         run_short(tmp_path / "run", kill_at=kill_at)
+    run_short(tmp_path / "run", resume=True)
+    assert_same(contents(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("call", [3, 7])  # weights are written after updates 5, 10, 12 of each stage, and at its end
+def test_a_run_killed_between_its_last_state_and_its_weights(tmp_path, whole, monkeypatch, call):
+    real, calls = train_module.save_model, []
+
+    def dying(*arguments, **hashes):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return real(*arguments, **hashes)
+
+    monkeypatch.setattr(train_module, "save_model", dying)
+    with pytest.raises(Killed):
+        run_short(tmp_path / "run")
+    monkeypatch.setattr(train_module, "save_model", real)
     run_short(tmp_path / "run", resume=True)
     assert_same(contents(tmp_path / "run"), whole)
 
@@ -126,7 +145,7 @@ def test_training_lowers_both_losses(tmp_path):
     bpe = BPE.train(train.captions, preset.data.vocab_size)
     bpe.save(run.folder / "bpe.json")
     dvae = train_dvae(run, preset, train.images, 0, CPU)
-    train_transformer(run, preset, bpe, dvae, train.captions, encode_all(dvae, train.images, CPU), 0, CPU)
+    train_transformer(run, preset, bpe, dvae, train.captions, encode_all(dvae, train.images, CPU), 32, 0, CPU)
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     for stage, key in (("dvae", "nll"), ("transformer", "image"), ("transformer", "text")):
         values = [r[key] for r in records if r["stage"] == stage]
@@ -145,7 +164,7 @@ def test_two_updates_of_the_small_preset(tmp_path):
     dvae = train_dvae(run, preset, train.images, 0, CPU)
     codes = encode_all(dvae, train.images, CPU)
     assert codes.shape == (2, 32, 32)
-    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, 0, CPU)
+    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, 256, 0, CPU)
     assert model.config.text_len + model.config.n_image == 1280
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert len(records) == 4 and all(0 < r["loss"] < 20 for r in records)
@@ -294,6 +313,7 @@ def call(*arguments):
     "arguments, message",
     [
         (["--preset", "tinny"], "did you mean 'tiny'"),
+        (["--preset", "dalle-12b"], "is for many GPUs"),
         (["--data", "shape"], "did you mean 'shapes'"),
         (["--transformer.n_layers=4"], "did you mean 'n_layer'"),
         (["--budget", "-1"], "must be greater than 0"),
@@ -305,6 +325,23 @@ def test_train_tiny_says_what_is_wrong_in_one_sentence(tmp_path, capsys, argumen
     assert call("--out", str(tmp_path / "run"), "--budget", "0.0001", *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and "Traceback" not in error
+
+
+def test_a_start_that_failed_does_not_block_its_folder(tmp_path):
+    assert call("--out", str(tmp_path / "run"), "--budget", "0.0001", "--data.height=20", "--data.width=20") == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not enough memory\nlong story"), MemoryError(), OSError("disk")])
+def test_failures_are_one_sentence_and_exit_1(capsys, error):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        train_tiny.run_command(fail, "; go on")
+    assert stop.value.code == 1
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1 and printed[0].startswith("error: ") and printed[0].endswith("; go on")
 
 
 def test_an_existing_run_is_refused_and_another_preset_cannot_resume_it(finished, capsys):

@@ -4,8 +4,8 @@ What enters: a picture size, the size of the training pool, a seed.
 What leaves: three splits of `Pictures`: "train" to learn from, "tuning" to choose settings on, "families" to report.
 Why: the world of drawn shapes is exact but artificial. Here are many kinds of thing, and each comes twice, as
     "an illustration of a fox" (the emoji in colour) and "a sketch of a fox" (its black outline),
-so that a model can be asked for the sketch of a thing it has never seen: the paper's figure 2d, "the exact same cat on
-the top as a sketch on the bottom".
+so that a model can be asked for the sketch of a thing it has never seen, as the paper's is for "the exact same cat on
+the top as a sketch on the bottom" (P 3.3).
 
 How a picture is made. OpenMoji's font stores an emoji as a stack of one-coloured layers (its tables COLR and CPAL).
 Pillow draws the stack too large and we average it down, on white. The line art needs no second font: in a copy in

@@ -38,7 +38,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 GROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
-RADII = {"small": (4.5, 5.0, 5.5), "large": (8.0, 8.5, 9.0)}  # in units; these names are also the sizes of captions
+RADII = {"small": (5.0, 5.5, 6.0), "large": (8.0, 8.5, 9.0)}  # in units; these names are also the sizes of captions
 UNITS = 24  # the canvas is 24 × 24 units
 LINE = 1.5  # width of an outline, in units
 MARGIN = 1.0  # of ground around every object, in units
