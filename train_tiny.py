@@ -59,9 +59,8 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     bpe = BPE.train(train.captions, preset.data.vocab_size)
     run = Run(args.out, {"preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
     bpe.save(run.folder / "bpe.json")
-    text_len = preset.transformer.text_len or fit_text_len(
-        bpe, [c for split in splits.values() for c in split.captions]
-    )
+    everything = [caption for split in splits.values() for caption in split.captions]
+    text_len = preset.transformer.text_len or fit_text_len(bpe, everything)
     say(f"vocabulary of {len(bpe)}: {train.captions[0]!r} is {len(bpe.encode(train.captions[0]))} tokens of {text_len}")
 
     # 3. Pictures become codes: the dVAE learns a visual alphabet and how to paint from it.
@@ -83,18 +82,11 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     note = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(preset.sample).items())
     plots.save_curves(run.folder / "curves.png", records)
     plots.save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
-    plots.save_samples(
-        run.folder / "samples.png",
-        pictures["samples"],
-        f"evenly spaced captions and their first seeds, not chosen. {note}",
-    )
+    note = f"evenly spaced captions and their first seeds, not chosen. {note}"
+    plots.save_samples(run.folder / "samples.png", pictures["samples"], note)
     plots.save_masks(run.folder / "masks.png")
-    about = {
-        "results": results,
-        "seconds": seconds,
-        "sampling": dataclasses.asdict(preset.sample),
-        **conditions(args, device),
-    }
+    sampling = dataclasses.asdict(preset.sample)
+    about = {"results": results, "seconds": seconds, "sampling": sampling, **conditions(args, device)}
     write_json(run.folder / "results.json", about)
     report(results, seconds, run.folder)
 

@@ -123,9 +123,8 @@ def fit(
             if step % stage.ema_every == 0:  # a short average at first, or the first weights would stay in it (O)
                 average_weights(average, model, min(stage.ema_decay, step / (step + 10)))
             logged = step % preset.train.log_every == 0 or step in (1, stage.updates)
-            record = (
-                {"stage": name, "step": step, "loss": loss.item(), **numbers()} if logged else {}
-            )  # waits for a GPU
+            if logged:  # before the clock is read: reading the loss waits for a GPU
+                record = {"stage": name, "step": step, "loss": loss.item(), **numbers()}
             seconds += time.perf_counter() - started
             if logged:
                 speed = round(step * stage.batch_size * tokens_per_item / seconds)
