@@ -75,7 +75,9 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     measured = time.perf_counter()
     results, pictures = evaluate.measure(preset, bpe, dvae, model, splits, device)
     seconds = {name: round(stage["seconds"], 1) for name, stage in run.stages.items()}
-    seconds |= {"measure": round(time.perf_counter() - measured, 1), "all": round(time.perf_counter() - started, 1)}
+    seconds["measure"] = round(time.perf_counter() - measured, 1)
+    if not args.resume:
+        seconds["all"] = round(time.perf_counter() - started, 1)
 
     # 6. Leave pictures and numbers.
     records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]

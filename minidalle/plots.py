@@ -60,7 +60,7 @@ def save_samples(path: Path, columns: dict[str, list[tuple[str, torch.Tensor]]],
 
 def save_reconstructions(path: Path, sections: dict[str, tuple[torch.Tensor, torch.Tensor]]):
     """For each heading, pictures (n, 3, height, width) above what the dVAE makes of them."""
-    figure = Figure(figsize=(9, 2.0 * len(sections)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 * len(sections)), layout="constrained")
     for axis, (heading, (pictures, rebuilt)) in zip(
         figure.subplots(len(sections), squeeze=False)[:, 0], sections.items()
     ):
@@ -89,7 +89,7 @@ def save_curves(path: Path, records: list[dict]):
     save_figure(path, figure)
 
 
-def smooth(values: list[float], decay: float = 0.9) -> list[float]:
+def smooth(values: list[float], decay: float = 0.6) -> list[float]:
     """The running mean sum_i decay^(n-i) v_i / sum_i decay^(n-i)."""
     total = weight = 0.0
     out = []
