@@ -57,7 +57,7 @@ def train_tiny(args: argparse.Namespace, settings: dict):
 
     # 2. Text becomes tokens: a byte-pair vocabulary learned from the captions.
     bpe = BPE.train(train.captions, preset.data.vocab_size)
-    run = Run(args.out, {"preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
+    run = Run(args.out, {"budget": args.budget, "preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
     bpe.save(run.folder / "bpe.json")
     everything = [caption for split in splits.values() for caption in split.captions]
     text_len = preset.transformer.text_len or fit_text_len(bpe, everything)
@@ -81,13 +81,13 @@ def train_tiny(args: argparse.Namespace, settings: dict):
 
     # 6. Leave pictures and numbers.
     records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    note = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(preset.sample).items())
     plots.save_curves(run.folder / "curves.png", records)
     plots.save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
-    note = f"evenly spaced captions and their first seeds, not chosen. {note}"
+    sampling, c = dataclasses.asdict(preset.sample), model.config
+    how = ", ".join(f"{name} {value}" for name, value in sampling.items())
+    note = f"evenly spaced captions and their first seeds, not chosen. {how}"
     plots.save_samples(run.folder / "samples.png", pictures["samples"], note)
-    plots.save_masks(run.folder / "masks.png")
-    sampling = dataclasses.asdict(preset.sample)
+    plots.save_masks(run.folder / "masks.png", c.text_len, c.grid, c.kernel_size, c.rows)
     about = {"results": results, "seconds": seconds, "sampling": sampling, **conditions(args, device)}
     write_json(run.folder / "results.json", about)
     report(results, seconds, run.folder)
@@ -105,9 +105,12 @@ def conditions(args: argparse.Namespace, device: torch.device) -> dict:
 
 def report(results: dict, seconds: dict, folder: Path):
     """A short table on the terminal."""
-    say(f"\n{'':24}  value    95 % interval      n")
+    say(f"\n{'':28}  value    95 % interval      n")
+    labels = {"psnr": "psnr, dB", "tuning": "tuning (choices made on it)"}
     for name, r in results.items():
-        say(f"{name:24} {r['value']:6.3f}   {r['low']:6.3f} … {r['high']:6.3f}  {r['n']:5}")
+        counted = r["low"] == r["high"] == r["value"] and name in ("codes_used", "perplexity")
+        bounds = " " * 15 if counted else f"{r['low']:6.3f} … {r['high']:6.3f}"
+        say(f"{labels.get(name, name):28} {r['value']:6.3f}   {bounds}  {r['n']:5}")
     say("seconds: " + ", ".join(f"{name} {value}" for name, value in seconds.items()))
     say(f"pictures in {folder}: reconstructions.png, samples.png, curves.png, masks.png")
     say(f'draw more: python -m minidalle generate "a caption" --run {folder}')
@@ -119,4 +122,4 @@ def say(line: str):
 
 if __name__ == "__main__":
     arguments = parse()
-    run_command(lambda: train_tiny(*arguments), "; what was saved before is whole, and --resume goes on from there")
+    run_command(lambda: train_tiny(*arguments), "; go on with the same command and --resume")

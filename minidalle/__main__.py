@@ -1,6 +1,6 @@
 """python -m minidalle <verb>: what can be done with a run that `train_tiny.py` has made.
 
-python -m minidalle generate "a photo of a large red circle" --run runs/shapes
+python -m minidalle generate "a photo of a large red circle" --run runs/shapes-tiny
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None):
         "--top-p", type=float, help="keep the likeliest codes up to this probability (default: as the run)"
     )
     draw.add_argument("--guidance", type=float, help="1 is off (default: as the run)")
-    draw.add_argument("--out", type=Path, default=Path("generated"), help="folder for the PNGs (default: generated)")
+    draw.add_argument("--out", type=Path, help="folder for the PNGs (default: RUN/generated)")
     draw.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     args, settings = parse_with_settings(parser, argv)
     if settings:
@@ -51,7 +51,7 @@ def generate(args: argparse.Namespace):
                 f"{caption!r} is not plain ASCII: the model reads such characters as bytes that it hardly knows",
                 stacklevel=1,
             )
-    device = pick_device(args.device)
+    device, out = pick_device(args.device), args.out or args.run / "generated"
     preset, bpe, dvae, model = load_run(args.run)
     dvae, model = dvae.to(device), model.to(device)
     options = {
@@ -72,10 +72,10 @@ def generate(args: argparse.Namespace):
             rows.append((caption, images))
             slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
             for seed, image in zip(seeds, images):
-                plots.save_png(args.out / f"{number:02d}-{slug}-seed{seed}.png", image)
+                plots.save_png(out / f"{number:02d}-{slug}-seed{seed}.png", image)
     note = ", ".join(f"{name} {value}" for name, value in options.items())
-    plots.save_samples(args.out / "sheet.png", {f"{args.run}, seeds {seeds[0]} … {seeds[-1]}": rows}, note)
-    print(f"{len(args.captions) * args.n} pictures and sheet.png in {args.out} ({note})")
+    plots.save_samples(out / "sheet.png", {f"{args.run}, seeds {seeds[0]} … {seeds[-1]}": rows}, note)
+    print(f"{len(args.captions) * args.n} pictures and sheet.png in {out} ({note})")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ mixture of codebook vectors, and the loss is the negative ELBO (P 2, with beta a
     loss = ( -ln p(x | z)  +  beta * KL(q(z | x) || uniform) ) / number of pixel values
 
 The networks, their names and their sizes are those of the released code (SPEC 2, marks C), sized by `DVAEConfig`.
-What tiny models need beyond the paper is off by default and marked O: `patch`, `normalize_logits`, "bernoulli".
+What tiny models need beyond the paper is off by default and marked O: `patch`, `normalize_logits`, "bernoulli". The
+preset `tiny` also sets beta to 0 and keeps tau above 1/16, so what it minimises is not an ELBO.
 """
 
 import math
@@ -199,7 +200,7 @@ def usage(codes: torch.Tensor, codebook_size: int) -> dict[str, float]:
 
 
 class DVAE(nn.Module):
-    """Encoder and decoder with the four things that the rest of the project asks of them."""
+    """Encoder and decoder, and what the rest of the project asks of them: encode, decode, loss."""
 
     def __init__(self, config: DVAEConfig):
         super().__init__()

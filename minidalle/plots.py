@@ -52,7 +52,7 @@ def save_samples(path: Path, columns: dict[str, list[tuple[str, torch.Tensor]]],
     for c, (heading, entries) in enumerate(columns.items()):
         for r, (caption, images) in enumerate(entries):
             axes[r, c].imshow(strip(images), interpolation="nearest")
-            label = "\n".join(textwrap.wrap(caption, 52))
+            label = "\n".join(textwrap.wrap(textwrap.shorten(caption, 100, placeholder=" …"), 52))
             axes[r, c].set_title(f"{heading}\n\n{label}" if r == 0 else label, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(note, fontsize=8, parse_math=False)
     save_figure(path, figure)
@@ -81,8 +81,9 @@ def save_curves(path: Path, records: list[dict]):
         mine = [r for r in records if r["stage"] == stage]
         for axis, key, colour in zip(row, stages[stage], (BLUE, ORANGE)):
             steps, values = [r["step"] for r in mine], [r[key] for r in mine]
-            axis.plot(steps, values, color=GREY, linewidth=0.8)
-            axis.plot(steps, smooth(values), color=colour, linewidth=1.8)
+            axis.plot(steps, values, color=GREY, linewidth=0.8, label="as logged")
+            axis.plot(steps, smooth(values), color=colour, linewidth=1.8, label="smoothed")
+            axis.legend(frameon=False, fontsize=8)
             unit = {"codes_used": "codes in one batch", "nll": "nats per pixel value"}.get(key, "nats per token")
             axis.set(title=f"{stage}: {key}", xlabel="update", ylabel=unit)
             axis.grid(alpha=0.3)
@@ -99,12 +100,12 @@ def smooth(values: list[float], decay: float = 0.6) -> list[float]:
     return out
 
 
-def save_masks(path: Path, text_len: int = 16, grid: int = 8, kernel_size: int = 3):
+def save_masks(path: Path, text_len: int = 16, grid: int = 8, kernel_size: int = 3, rows: int | None = None):
     """The four masks over one small stream: who (down) looks at whom (across)."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     colours = ListedColormap(["white", ORANGE, BLUE])
     for axis, kind in zip(figure.subplots(1, len(MASKS)), MASKS):
-        mask = dense_mask(kind, text_len, grid, kernel_size=kernel_size).int()
+        mask = dense_mask(kind, text_len, grid, rows, kernel_size).int()
         mask[:, text_len:] *= 2  # looking at the image, not at the text
         axis.imshow(mask, cmap=colours, interpolation="nearest")
         axis.axhline(text_len - 0.5, color="black", linewidth=0.6)
@@ -112,6 +113,7 @@ def save_masks(path: Path, text_len: int = 16, grid: int = 8, kernel_size: int =
         axis.set(title=kind if kind != "conv" else f"conv {kernel_size}x{kernel_size}", xlabel="looked at")
     figure.axes[0].set_ylabel("position that looks")
     figure.suptitle(
-        f"{text_len} text positions, then {grid} x {grid} image cells: text in orange, image in blue", fontsize=9
+        f"{text_len} text positions, then {rows or grid} x {grid} image cells: text in orange, image in blue",
+        fontsize=9,
     )
     save_figure(path, figure)

@@ -4,7 +4,8 @@
     holds      the caption  pads                [SEP]           image codes in raster order
 
 A pad is a *position* without a token, never an id: `text` holds -1 there, and every position has a learned padding
-embedding of its own (P 2.2). The last text position always carries [SEP], "the picture starts here" (SPEC 4, O).
+embedding of its own (P 2.2). The last text position always carries [SEP], "the picture starts here" (SPEC 4, O): its
+vector is the last row of the table of paddings.
 Why one stream: "predict the next token" then means "read the caption, continue it with a picture" (P 2).
 """
 
