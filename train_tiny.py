@@ -1,14 +1,15 @@
 """DALL-E on one page: learn a tokenizer, a dVAE and a transformer from captioned pictures, then draw captions.
 
     python train_tiny.py                       drawn shapes, a few minutes on two CPU cores
-    python train_tiny.py --data openmoji       real drawings by real artists
+    python train_tiny.py --data scenes         two objects and where they are
+    python train_tiny.py --data openmoji       real drawings by real artists, each with its line art
+    python train_tiny.py --data FOLDER         your own pictures: name.png with its caption in name.txt
 
 Every step below is one module of `minidalle/`, in the order in which it is best read. What a run leaves is in --out.
 """
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 import time
@@ -22,14 +23,14 @@ from minidalle.checkpoint import Run, write_json
 from minidalle.cli import parse_with_settings, positive, run_command
 from minidalle.config import load_preset
 from minidalle.sequence import fit_text_len
-from minidalle.train import encode_all, pick_device, train_dvae, train_transformer
+from minidalle.train import encode_all, pick_device, train_clip, train_dvae, train_transformer
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
     parser = argparse.ArgumentParser(
         description="Learn to draw captions. Any setting of the preset can be changed, as in --transformer.n_layer=4."
     )
-    parser.add_argument("--data", default="shapes", help="shapes (default) or openmoji")
+    parser.add_argument("--data", default="shapes", help="shapes (default), scenes, openmoji, or a folder")
     parser.add_argument("--preset", default="tiny", help="tiny (default) or small")
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/DATA-PRESET)")
     parser.add_argument("--seed", type=int, default=0)
@@ -39,7 +40,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args, settings = parse_with_settings(parser, argv)
-    args.out = args.out or Path("runs") / f"{args.data}-{args.preset}"
+    args.out = args.out or Path("runs") / f"{Path(args.data).resolve().name}-{args.preset}"
     return args, settings
 
 
@@ -71,23 +72,20 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     # 4. One stream: the transformer learns to continue a caption with the codes of its picture.
     model = train_transformer(run, preset, bpe, dvae, train.captions, codes, text_len, args.seed, device)
 
-    # 5. Draw, and let an oracle that took no part in the training read the drawings.
+    # 5. CLIP learns which caption belongs to which picture, to choose among the drawings.
+    clip = train_clip(run, preset, bpe, dvae, train, codes, text_len, args.seed, device)
+
+    # 6. Draw, rank, finish what is half drawn; and measure, by an oracle that took no part in the training.
     measured = time.perf_counter()
-    results, pictures = evaluate.measure(preset, bpe, dvae, model, splits, device)
+    results, pictures = evaluate.measure(evaluate.Models(preset, bpe, dvae, model, clip, device), splits)
     seconds = {name: round(stage["seconds"], 1) for name, stage in run.stages.items()}
     seconds["measure"] = round(time.perf_counter() - measured, 1)
     if not args.resume:
         seconds["all"] = round(time.perf_counter() - started, 1)
 
-    # 6. Leave pictures and numbers.
-    records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    plots.save_curves(run.folder / "curves.png", records)
-    plots.save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
-    sampling, c = dataclasses.asdict(preset.sample), model.config
-    how = ", ".join(f"{name} {value}" for name, value in sampling.items())
-    note = f"evenly spaced captions and their first seeds, not chosen. {how}"
-    plots.save_samples(run.folder / "samples.png", pictures["samples"], note)
-    plots.save_masks(run.folder / "masks.png", c.text_len, c.grid, c.kernel_size, c.rows)
+    # 7. Leave pictures and numbers.
+    sampling = dataclasses.asdict(preset.sample)
+    plots.save_run(run, model.config, pictures, sampling)
     about = {"results": results, "seconds": seconds, "sampling": sampling, **conditions(args, device)}
     write_json(run.folder / "results.json", about)
     report(results, seconds, run.folder)
@@ -112,7 +110,7 @@ def report(results: dict, seconds: dict, folder: Path):
         bounds = " " * 15 if counted else f"{r['low']:6.3f} … {r['high']:6.3f}"
         say(f"{labels.get(name, name):28} {r['value']:6.3f}   {bounds}  {r['n']:5}")
     say("seconds: " + ", ".join(f"{name} {value}" for name, value in seconds.items()))
-    say(f"pictures in {folder}: reconstructions.png, samples.png, curves.png, masks.png")
+    say(f"pictures in {folder}: samples.png, rerank.png, editing.png, reconstructions.png, curves.png, masks.png")
     say(f'draw more: python -m minidalle generate "a caption" --run {folder}')
 
 

@@ -1,6 +1,8 @@
 """python -m minidalle <verb>: what can be done with a run that `train_tiny.py` has made.
 
-python -m minidalle generate "a photo of a large red circle" --run runs/shapes-tiny
+python -m minidalle generate "a photo of a large red circle" --run runs/shapes-tiny --rerank 32
+python -m minidalle edit "the exact same fox on the top as a sketch on the bottom" --image fox.png --run runs/openmoji-tiny
+python -m minidalle rank "a photo of a large red circle" one.png two.png --run runs/shapes-tiny
 """
 
 import argparse
@@ -14,36 +16,133 @@ from minidalle.cli import parse_with_settings, positive, run_command
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m minidalle", description="Draw with a trained model.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    draw = verbs.add_parser("generate", help="draw pictures from captions")
-    draw.add_argument("captions", nargs="+", metavar="CAPTION")
-    draw.add_argument("--run", type=Path, required=True, help="the folder that train_tiny.py wrote")
-    draw.add_argument("-n", type=positive(int), default=9, help="pictures for each caption (default 9)")
-    draw.add_argument("--seed", type=int, default=0, help="picture k has the seed SEED + k, whatever n is (default 0)")
-    draw.add_argument("--temperature", type=float, help="0 is greedy (default: as the run)")
-    draw.add_argument("--top-k", type=int, help="keep the k likeliest codes, 0 all (default: as the run)")
-    draw.add_argument(
-        "--top-p", type=float, help="keep the likeliest codes up to this probability (default: as the run)"
+    every = argparse.ArgumentParser(add_help=False)
+    every.add_argument("--run", type=Path, required=True, help="the folder that train_tiny.py wrote")
+    every.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    drawing = argparse.ArgumentParser(add_help=False)
+    drawing.add_argument("-n", type=positive(int), default=9, help="pictures for each caption (default 9)")
+    drawing.add_argument("--seed", type=int, default=0, help="picture k has seed SEED + k, whatever n is (default 0)")
+    drawing.add_argument("--temperature", type=float, help="0 is greedy (default: as the run)")
+    drawing.add_argument("--top-k", type=int, help="keep the k likeliest codes, 0 all (default: as the run)")
+    drawing.add_argument("--top-p", type=float, help="keep the likeliest codes up to this probability")
+    drawing.add_argument("--guidance", type=float, help="1 is off (default: as the run)")
+    drawing.add_argument("--rerank", type=positive(int), help="draw so many, keep the n that CLIP scores highest")
+    drawing.add_argument("--out", type=Path, help="folder for the PNGs (default: RUN/generated, RUN/edited)")
+
+    generate = verbs.add_parser("generate", parents=[every, drawing], help="draw pictures from captions")
+    generate.add_argument("captions", nargs="+", metavar="CAPTION")
+    edit = verbs.add_parser("edit", parents=[every, drawing], help="keep the top of a picture and draw the rest")
+    edit.add_argument("captions", nargs=1, metavar="CAPTION")
+    edit.add_argument("--image", type=Path, required=True, help="the picture, of the shape that the run draws")
+    edit.add_argument(
+        "--rows", type=int, help="rows of codes to keep (default 15/32 of them; half in a run with sketches)"
     )
-    draw.add_argument("--guidance", type=float, help="1 is off (default: as the run)")
-    draw.add_argument("--out", type=Path, help="folder for the PNGs (default: RUN/generated)")
-    draw.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    rank = verbs.add_parser("rank", parents=[every], help="order pictures by how well a caption fits them")
+    rank.add_argument("captions", nargs=1, metavar="CAPTION")
+    rank.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     args, settings = parse_with_settings(parser, argv)
     if settings:
         parser.error(f"{args.verb} takes no settings, got {', '.join(settings)}")
-    run_command(lambda: generate(args))
+    if args.verb != "rank" and args.rerank and args.rerank < args.n:
+        parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
+    run_command(lambda: rank_images(args) if args.verb == "rank" else draw(args))
 
 
-def generate(args: argparse.Namespace):
-    """Draw n pictures for every caption: one PNG each, and a sheet of all."""
+def draw(args: argparse.Namespace):
+    """`generate` and `edit`: n pictures for every caption, one PNG each, and a sheet of all."""
     import torch
-    from tqdm import tqdm
 
-    from minidalle import plots, sample
-    from minidalle.checkpoint import load_run
+    from minidalle import plots
+    from minidalle.checkpoint import load_clip, load_run
     from minidalle.sequence import tokenize
     from minidalle.train import pick_device
 
-    for caption in args.captions:
+    check_captions(args.captions)
+    device = pick_device(args.device)
+    preset, bpe, dvae, model = load_run(args.run)
+    clip = load_clip(args.run)[1].to(device) if args.rerank else None
+    dvae, model = dvae.to(device), model.to(device)
+    prefix = top_rows(args, preset, dvae, model.config, device) if args.verb == "edit" else None
+    options = {
+        name: getattr(preset.sample, name) if getattr(args, name) is None else getattr(args, name)
+        for name in ("temperature", "top_k", "top_p", "guidance")
+    }
+    out = args.out or args.run / ("edited" if args.verb == "edit" else "generated")
+    seeds, rows = range(args.seed, args.seed + (args.rerank or args.n)), []
+    for number, caption in enumerate(args.captions, start=1):
+        text = tokenize(bpe, [caption], model.config.text_len)[0]
+        images = dvae.decode(codes_of(model, text, seeds, prefix, options))
+        order, scores = range(len(seeds)), None
+        if clip is not None:
+            scores = clip.rank(text.to(device), images)
+            order = scores.argsort(descending=True)[: args.n].tolist()
+        slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
+        for k in order:
+            plots.save_png(out / f"{number:02d}-{slug}-seed{seeds[k]}.png", images[k])
+        label = "" if scores is None else f" (scores {', '.join(f'{scores[k]:.2f}' for k in order)})"
+        rows.append((caption + label, images[torch.tensor(order)]))
+    note = ", ".join(f"{name} {value}" for name, value in options.items())
+    plots.save_samples(out / "sheet.png", {f"{args.run}, seeds {seeds[0]} … {seeds[-1]}": rows}, note)
+    print(f"{len(args.captions) * args.n} pictures and sheet.png in {out} ({note})")
+
+
+def codes_of(model, text, seeds, prefix, options):
+    """Codes (len(seeds), rows, grid) for one caption, drawn in batches under a progress bar."""
+    import torch
+    from tqdm import tqdm
+
+    from minidalle import sample
+
+    cells = model.config.n_image - (0 if prefix is None else prefix.numel())
+    parts = []
+    with tqdm(total=len(seeds) * cells, unit="token", desc="draw") as bar:
+        for k in sample.in_batches(len(seeds), model.config):
+            parts.append(sample.generate(
+                model, text, len(k), [seeds[i] for i in k], prefix=prefix,
+                on_token=lambda cell, codes: bar.update(len(codes)), **options,
+            ))  # fmt: skip
+    return torch.cat(parts)
+
+
+def top_rows(args: argparse.Namespace, preset, dvae, config, device):
+    """The codes (rows, grid) of the top of the picture that is to be edited."""
+    half = preset.data.name in ("openmoji", "scenes")  # a thing on top and its sketch below
+    rows = args.rows if args.rows is not None else config.rows // 2 if half else max(1, config.rows * 15 // 32)  # P 3.3
+    if not 0 < rows < config.rows:
+        raise ValueError(f"--rows must lie in 1 … {config.rows - 1}, as this run draws {config.rows} rows, got {rows}")
+    return dvae.encode(read_pictures([args.image], preset, device))[0, :rows]
+
+
+def rank_images(args: argparse.Namespace):
+    """`rank`: the files with their scores, best first."""
+    from minidalle.checkpoint import load_clip, load_preset_of
+    from minidalle.sequence import tokenize
+    from minidalle.train import pick_device
+
+    check_captions(args.captions)
+    device = pick_device(args.device)
+    bpe, clip = load_clip(args.run)
+    images = read_pictures(args.images, load_preset_of(args.run), device)
+    text = tokenize(bpe, args.captions, clip.config.context)[0].to(device)
+    scores = clip.to(device).rank(text, images).tolist()
+    for score, path in sorted(zip(scores, args.images), key=lambda pair: -pair[0]):
+        print(f"{score:6.3f}  {path}")
+
+
+def read_pictures(paths: list[Path], preset, device):
+    """(N, 3, height, width) float32 in [0, 1], resized to what the run draws."""
+    import numpy as np
+    import torch
+
+    from minidalle.data.folder import read
+    from minidalle.train import to_float
+
+    pictures = np.stack([read(path, preset.data.height, preset.data.width) for path in paths])
+    return to_float(torch.from_numpy(pictures).to(device))
+
+
+def check_captions(captions: list[str]):
+    for caption in captions:
         if not caption.strip():
             raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
         if not caption.isascii():
@@ -51,31 +150,6 @@ def generate(args: argparse.Namespace):
                 f"{caption!r} is not plain ASCII: the model reads such characters as bytes that it hardly knows",
                 stacklevel=1,
             )
-    device, out = pick_device(args.device), args.out or args.run / "generated"
-    preset, bpe, dvae, model = load_run(args.run)
-    dvae, model = dvae.to(device), model.to(device)
-    options = {
-        name: getattr(preset.sample, name) if getattr(args, name) is None else getattr(args, name)
-        for name in ("temperature", "top_k", "top_p", "guidance")
-    }
-    seeds = range(args.seed, args.seed + args.n)
-    rows = []
-    with tqdm(total=len(args.captions) * args.n * model.config.n_image, unit="token", desc="draw") as bar:
-        for number, caption in enumerate(args.captions, start=1):
-            text = tokenize(bpe, [caption], model.config.text_len)[0]
-            images = []
-            for k in sample.in_batches(args.n, model.config):
-                count = lambda cell, codes: bar.update(len(codes))  # noqa: E731
-                codes = sample.generate(model, text, len(k), [seeds[i] for i in k], on_token=count, **options)
-                images.append(dvae.decode(codes))
-            images = torch.cat(images)
-            rows.append((caption, images))
-            slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
-            for seed, image in zip(seeds, images):
-                plots.save_png(out / f"{number:02d}-{slug}-seed{seed}.png", image)
-    note = ", ".join(f"{name} {value}" for name, value in options.items())
-    plots.save_samples(out / "sheet.png", {f"{args.run}, seeds {seeds[0]} … {seeds[-1]}": rows}, note)
-    print(f"{len(args.captions) * args.n} pictures and sheet.png in {out} ({note})")
 
 
 if __name__ == "__main__":

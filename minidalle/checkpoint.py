@@ -1,6 +1,6 @@
 """What a run keeps: weights as safetensors, everything else as JSON, each file written aside and renamed into place.
 
-    RUN/config.json · bpe.json · dvae.safetensors · transformer.safetensors     the models, ready for use (EMA weights)
+    RUN/config.json · bpe.json · dvae, transformer, clip.safetensors           the models, ready for use (EMA weights)
     RUN/state/STEP/                                                            all that training needs to go on
     RUN/metrics.jsonl                                                          one line for each logged update
 
@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minidalle.bpe import BPE
-from minidalle.config import DVAEConfig, Preset, TransformerConfig, from_dict
+from minidalle.clip import CLIP
+from minidalle.config import CLIPConfig, DVAEConfig, Preset, TransformerConfig, from_dict
 from minidalle.dvae import DVAE
 from minidalle.transformer import DALLE
 
@@ -119,28 +120,51 @@ def load_dvae(run: Path) -> DVAE:
     return load_model(Path(run) / "dvae.safetensors", DVAE, DVAEConfig)[0]
 
 
+def load_preset_of(run: Path) -> Preset:
+    """The settings of a run folder. Raises ValueError where they are missing or not such settings."""
+    path = Path(run) / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict) or "preset" not in config:
+        raise ValueError(f"{path} names no preset: was it written by train_tiny.py?")
+    return from_dict(Preset, config["preset"])
+
+
 def load_run(run: Path) -> tuple[Preset, BPE, DVAE, DALLE]:
     """Everything that draws, from a run folder.
 
     Raises ValueError where a part is missing, or where the transformer was trained with another tokenizer or dVAE.
     """
     run = Path(run)
-    config = read_json(run / "config.json")
-    if not isinstance(config, dict) or "preset" not in config:
-        raise ValueError(f"{run / 'config.json'} names no preset: was it written by train_tiny.py?")
-    preset = from_dict(Preset, config["preset"])
+    preset = load_preset_of(run)
+    bpe, dvae = load_bpe(run), load_dvae(run)
+    model, metadata = load_model(run / "transformer.safetensors", DALLE, TransformerConfig)
+    check_hash(run / "transformer.safetensors", metadata, "tokenizer", bpe.hash, "bpe.json")
+    check_hash(run / "transformer.safetensors", metadata, "dvae", fingerprint(dvae.state_dict()), "dvae.safetensors")
+    return preset, bpe, dvae, model
+
+
+def load_clip(run: Path) -> tuple[BPE, CLIP]:
+    """What ranks, from a run folder. Raises ValueError where a part is missing or does not belong to the other."""
+    run = Path(run)
+    bpe = load_bpe(run)
+    clip, metadata = load_model(run / "clip.safetensors", CLIP, CLIPConfig)
+    check_hash(run / "clip.safetensors", metadata, "tokenizer", bpe.hash, "bpe.json")
+    return bpe, clip
+
+
+def load_bpe(run: Path) -> BPE:
     if not (run / "bpe.json").exists():
         raise ValueError(f"{run / 'bpe.json'} does not exist: restore it, or train again")
-    bpe, dvae = BPE.load(run / "bpe.json"), load_dvae(run)
-    model, metadata = load_model(run / "transformer.safetensors", DALLE, TransformerConfig)
-    have = {"tokenizer": bpe.hash, "dvae": fingerprint(dvae.state_dict())}
-    for part, file in (("tokenizer", "bpe.json"), ("dvae", "dvae.safetensors")):
-        if metadata.get(part) != have[part]:
-            raise ValueError(
-                f"{run / 'transformer.safetensors'} was trained with another {part} (hash {metadata.get(part, '-')[:12]}, "
-                f"while {file} has {have[part][:12]}): put the file back that it was trained with"
-            )
-    return preset, bpe, dvae, model
+    return BPE.load(run / "bpe.json")
+
+
+def check_hash(path: Path, metadata: dict[str, str], part: str, have: str, file: str):
+    """Raise ValueError where the weights in `path` were trained with another `part` than what `file` holds now."""
+    if metadata.get(part) != have:
+        raise ValueError(
+            f"{path} was trained with another {part} (hash {metadata.get(part, '-')[:12]}, while {file} has {have[:12]}): "
+            "put the file back that it was trained with"
+        )
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ empty and "tiny" shows exactly what a small run changes. Each field names its ma
 import dataclasses
 import difflib
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class DataConfig:
     name: str = "shapes"  # which captioned pictures: see minidalle/data
+    folder: str = ""  # where they are, if the name is "folder"
     height: int = 256  # pixels, P 2.1
     width: int = 256  # pixels
     pool: int = 4_000  # pictures drawn for training, O
@@ -85,6 +87,37 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class CLIPConfig:
+    """Architecture of CLIP (SPEC 6b); the defaults are the released ViT-B/32."""
+
+    embed_dim: int = 512  # E, width of the space that both towers end in
+    height: int = 224  # pixels
+    width: int = 224  # pixels
+    patch: int = 32  # pixels, side of a square patch
+    image_width: int = 768
+    image_layers: int = 12
+    image_heads: int = 12
+    context: int = 77  # positions of text; O: 0 = as many as the captions need
+    vocab_size: int = 49_408  # of text, with the end-of-text token as its last id
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    quick_gelu: bool = True  # x * sigmoid(1.702 x), as released; false: the exact GELU of open re-trainings
+
+    def check(self):
+        """Raise ValueError where no model can be built; CLIP and `load_preset` call it."""
+        for tower in ("image", "text"):
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            if width % heads:
+                raise ValueError(f"clip.{tower}_width {width} must be a multiple of {tower}_heads {heads}")
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(
+                f"pictures of {self.height} x {self.width} cannot be cut into patches of clip.patch = {self.patch}: "
+                "use a divisor of both"
+            )
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """How one model is trained. Lengths are in updates, so that a budget can scale them all."""
 
@@ -106,7 +139,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class DVAEStage(StageConfig):
-    """SPEC 2, "schedules" (P A.2)."""
+    """SPEC 2, "schedules" and "augmentation" (P A.1, A.2)."""
 
     updates: int = 3_000_000
     batch_size: int = 512
@@ -118,6 +151,7 @@ class DVAEStage(StageConfig):
     tau_updates: int = 150_000
     kl_weight: float = 6.6  # beta
     kl_updates: int = 5_000
+    mirror: bool = True  # show half of the pictures mirrored, P A.1
     noise_updates: int = 0  # O: fade the Gumbel noise in over so many updates; 0 = full noise throughout
 
 
@@ -143,9 +177,28 @@ class TransformerStage(StageConfig):
 
 
 @dataclass(frozen=True)
+class CLIPStage(StageConfig):
+    """Radford et al. 2021, tables 18 and 19, for ViT-B/32: 32 passes over 400 million pairs."""
+
+    updates: int = 390_625
+    batch_size: int = 32_768
+    lr: float = 5e-4
+    lr_end: float = 0.0
+    lr_updates: int = 390_625
+    warmup: int = 2_000
+    betas: tuple = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    ema_decay: float = 0.0  # no average
+    alike: int = 1  # O: nearly equal captions that stand together in a batch, as hard negatives; 1 = off
+    reconstructed: float = 0.0  # O: share of the pictures that are shown as the dVAE paints them
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     dvae: DVAEStage = field(default_factory=DVAEStage)
     transformer: TransformerStage = field(default_factory=TransformerStage)
+    clip: CLIPStage = field(default_factory=CLIPStage)
     log_every: int = 50  # updates between two lines of metrics.jsonl
     save_every: int = 1_000  # updates between two saved states
 
@@ -175,6 +228,7 @@ class Preset:
     data: DataConfig = field(default_factory=DataConfig)
     dvae: DVAEConfig = field(default_factory=DVAEConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    clip: CLIPConfig = field(default_factory=CLIPConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
@@ -189,15 +243,23 @@ TINY = Preset(
         patch=2, normalize_logits=True, likelihood="bernoulli",
     ),
     transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=0),
+    clip=CLIPConfig(
+        embed_dim=64, patch=4, image_width=96, image_layers=3, image_heads=3, context=0, text_width=96, text_layers=3,
+        text_heads=3, quick_gelu=False,
+    ),
     train=TrainConfig(
         dvae=DVAEStage(
             updates=4_000, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=4_000, betas=(0.9, 0.99),
-            tau_end=0.5, tau_updates=2_800, kl_weight=0.0, noise_updates=3_200,
+            tau_end=0.5, tau_updates=2_800, kl_weight=0.0, noise_updates=3_200, mirror=False,
         ),
         transformer=TransformerStage(
             updates=3_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_000, warmup=100, halve_at=(),
             betas=(0.9, 0.99), weight_decay=0.05, clip=1.0, ema_decay=0.995, ema_every=1, muon_lr=0.02,
             text_weight=0.02, caption_dropout=0.1,
+        ),
+        clip=CLIPStage(
+            updates=700, batch_size=64, lr=2e-3, lr_updates=700, warmup=50, weight_decay=0.05, clip=1.0, muon_lr=0.02,
+            alike=4, reconstructed=0.5,
         ),
     ),
     sample=SampleConfig(top_p=0.7, guidance=1.5),
@@ -222,20 +284,26 @@ SMALL = Preset(
 
 PRESETS = {"tiny": TINY, "small": SMALL, "dalle-12b": Preset(name="dalle-12b")}
 
-DATA = ("shapes", "openmoji")  # the pictures there are: see minidalle/data
+DATA = ("shapes", "scenes", "openmoji")  # the pictures there are, beside folders of one's own: see minidalle/data
 
 # What other pictures change in a preset, as overrides.
+REAL = {  # drawings by people: more to spell than in a drawn world
+    "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
+    "train.dvae.updates": 3_200, "train.dvae.lr_updates": 3_200, "train.dvae.tau_updates": 2_240,
+    "train.dvae.noise_updates": 2_560, "train.transformer.updates": 2_200, "train.transformer.lr_updates": 2_200,
+}  # fmt: skip
 FOR_DATA = {
-    ("tiny", "openmoji"): {
-        "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
-        "train.dvae.updates": 3_200, "train.dvae.lr_updates": 3_200, "train.dvae.tau_updates": 2_240,
-        "train.dvae.noise_updates": 2_560, "train.transformer.updates": 2_200, "train.transformer.lr_updates": 2_200,
-    },
+    ("tiny", "scenes"): {"data.height": 32, "data.width": 32, "data.vocab_size": 320, "dvae.codebook_size": 128},
+    ("tiny", "openmoji"): {**REAL, "data.height": 64, "train.dvae.batch_size": 16},  # two squares of 32 x 32
+    ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},
+    ("small", "openmoji"): {"data.height": 512, "train.dvae.mirror": False, "train.dvae.batch_size": 8},
+    ("small", "shapes"): {"train.dvae.mirror": False},
+    ("small", "scenes"): {"train.dvae.mirror": False},
 }  # fmt: skip
 
 
 def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, budget: float = 1.0) -> Preset:
-    """The preset `name` for the pictures `data`, with `overrides` such as {"transformer.n_layer": "4"} applied and
+    """The preset `name` for the pictures `data` (one of `DATA`, or a folder), with `overrides` such as {"transformer.n_layer": "4"} applied and
     the length of every schedule multiplied by `budget`.
 
     Raises ValueError for unknown names and keys, values that do not fit, or a budget that is not positive.
@@ -245,20 +313,26 @@ def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, 
         raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     if not 0 < budget < float("inf"):
         raise ValueError(f"--budget must be a positive number, got {budget}: 1.0 is the preset's own length")
-    if data not in DATA:
-        raise ValueError(f"unknown data {data!r}{nearest(data, DATA)}; there are {', '.join(DATA)}")
-    if "data.name" in (overrides or {}):
-        raise ValueError("data.name is not a setting of its own: choose the pictures with --data")
-    for key, value in {"data.name": data, **FOR_DATA.get((name, data), {}), **(overrides or {})}.items():
+    if data not in DATA and not Path(data).is_dir():
+        raise ValueError(
+            f"unknown data {data!r}{nearest(data, DATA)}: there is no such folder, and the pictures that come with this "
+            f"project are {', '.join(DATA)}"
+        )
+    if {"data.name", "data.folder"} & {*(overrides or {})}:
+        raise ValueError("data.name and data.folder are no settings of their own: choose the pictures with --data")
+    source, folder = (data, "") if data in DATA else ("folder", str(data))
+    given = {"data.name": source, "data.folder": folder}
+    for key, value in (given | FOR_DATA.get((name, source), {}) | (overrides or {})).items():
         preset = override(preset, key, value)
     check_numbers(preset)
+    height, width, step = preset.data.height, preset.data.width, preset.dvae.downsample
     for part in (preset.dvae, preset.transformer, preset.sample):
         part.check()
-    height, width, step = preset.data.height, preset.data.width, preset.dvae.downsample
     if height % step or width % step:
         raise ValueError(
             f"pictures of {height} x {width} cannot be cut into codes of {step} x {step}: use multiples of {step}"
         )
+    dataclasses.replace(preset.clip, height=height, width=width).check()  # as `train_clip` will build it
     return scale_updates(preset, budget)
 
 
@@ -308,8 +382,9 @@ def scale_updates(config, budget: float):
 MAY_BE_ZERO = {
     "text_len", "warmup", "lr_end", "tau_updates", "kl_weight", "kl_updates", "noise_updates", "muon_lr", "weight_decay",
     "clip", "ema_decay", "text_weight", "bpe_dropout", "caption_dropout", "temperature", "top_k", "guidance",
+    "context", "reconstructed",
 }  # fmt: skip
-SHARES = {"ema_decay", "text_weight", "bpe_dropout", "caption_dropout"}  # at most 1
+SHARES = {"ema_decay", "text_weight", "bpe_dropout", "caption_dropout", "reconstructed"}  # at most 1
 
 
 def check_numbers(config, group: str = ""):

@@ -1,86 +1,217 @@
-"""What a run is worth in numbers: shares of right drawings with their intervals, PSNR, use of the codebook.
+"""What a run is worth in numbers: shares of right drawings with their intervals, ranking, finished halves, PSNR.
 
-In: a trained tokenizer, dVAE and transformer, and the splits of the data. Out: the figures of results.json, each with
-a 95 % bootstrap interval, and the pictures that show them. Drawn shapes are marked by `oracle.py`; for real pictures
-there is no such judge, and only the dVAE's reconstructions are measured (the paper asks people, and measures FID: P 3).
+In: a trained tokenizer, dVAE, transformer and CLIP, and the splits of the data. Out: the figures of results.json, each
+with a 95 % bootstrap interval, and the pictures that show them. Drawn worlds are marked by `oracle.py`; for real
+pictures there is no such judge: there the dVAE's reconstructions are measured, and how well the lines of a finished
+sketch agree with the artist's (the paper asks people, and measures FID: P 3).
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from minidalle.bpe import BPE
+from minidalle.clip import CLIP
 from minidalle.config import Preset
+from minidalle.data import scenes, shapes
 from minidalle.data.pictures import Pictures
-from minidalle.dvae import usage
+from minidalle.dvae import DVAE, usage
 from minidalle.oracle import as_float, judge
 from minidalle.sample import generate, in_batches
 from minidalle.sequence import tokenize
-from minidalle.train import encode_all, split_to_fit
+from minidalle.train import decode_all, encode_all
+from minidalle.transformer import DALLE
 
-UNSEEN = {"shapes": "pairs", "openmoji": "families"}  # the split that the headline figures are about
+WORLDS = {"shapes": shapes, "scenes": scenes}  # the data that the oracle can read
+UNSEEN = {"shapes": "pairs", "scenes": "pairs", "openmoji": "families", "folder": "held_out"}  # the headline's split
 DRAWINGS = 520  # for each split: 4 of each of the 130 captions that shapes are trained on
+CANDIDATES = 16  # drawings of a caption that CLIP chooses from
+RANKED = 96  # captions of a split for which it does
+CAPTIONS = 128  # among which CLIP has to find a picture's own
+DARK = 0.5  # a pixel whose mean over the colours, in [0, 1], is below this belongs to a line
 LABELS = {  # headings of samples.png
     "train": "seen: captions that were trained on",
     "captions": "captions: never seen, of known pairs",
     "pairs": "pairs: colour and shape never seen together",
     "families": "families: names never seen",
+    "held_out": "held out: pictures and captions never seen",
 }
 
 
-def measure(
-    preset: Preset, bpe, dvae, model, splits: dict[str, Pictures], device, n: int = DRAWINGS
-) -> tuple[dict, dict]:
-    """The figures of results.json and pictures to look at: {"reconstructions", "samples"}.
+class Models(NamedTuple):
+    """All that a run has trained, where it is, and how it draws."""
 
-    reconstruction: pictures of the unseen split through the dVAE and back; psnr is of them too, in dB.
-    codes_used, perplexity: of the codes of all held-out pictures; counted, so without an interval.
-    seen, captions, pairs: n drawings over all captions of the split, picture k with seed k. "_clean" as in `judge`.
-    tuning: the same for the split that choices are made on, so it flatters.
+    preset: Preset
+    bpe: BPE
+    dvae: DVAE
+    dalle: DALLE
+    clip: CLIP
+    device: torch.device
+
+    def text(self, captions: list[str]) -> torch.Tensor:
+        """captions -> (N, text_len) int64, -1 = no token."""
+        return tokenize(self.bpe, captions, self.dalle.config.text_len)
+
+    def draw(self, captions: list[str], seeds: Sequence[int], prefix: torch.Tensor | None = None) -> torch.Tensor:
+        """A picture of each caption with the preset's sampling: (N, 3, height, width) in [0, 1], on the CPU.
+        prefix: None, or codes (N, r, grid) of the top rows, which are kept."""
+        text, parts = self.text(captions), []
+        for k in map(list, in_batches(len(captions), self.dalle.config)):
+            top = None if prefix is None else prefix[k]
+            codes = generate(self.dalle, text[k], len(k), [seeds[i] for i in k], prefix=top, **vars(self.preset.sample))
+            parts.append(self.dvae.decode(codes).cpu())
+        return torch.cat(parts)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """images (N, 3, height, width) uint8 -> codes (N, rows, grid) int64, on the CPU."""
+        return encode_all(self.dvae, images, self.device)
+
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """images (N, 3, height, width) uint8, through the codes and back: float32 in [0, 1], on the CPU."""
+        return decode_all(self.dvae, self.encode(images), self.device)
+
+
+def measure(models: Models, splits: dict[str, Pictures], n: int = DRAWINGS) -> tuple[dict, dict]:
+    """The figures of results.json, and the pictures "reconstructions", "samples", "rerank" and "editing" for plots.py.
+
+    What each figure means stands with the function that measures it; n: drawings for each split.
     """
-    with_oracle = preset.data.name == "shapes"
-    results, reconstructions = measure_dvae(preset, dvae, splits, device, n)
-    samples = {}
-    for split in splits:
-        different = sorted(set(splits[split].captions))
-        different = different if with_oracle else spaced(different, 8)
-        texts = [different[i % len(different)] for i in range(n if with_oracle else 32)]
-        drawn = draw(preset, bpe, dvae, model, texts, device)
-        if with_oracle:
+    results, pictures = {}, {}
+    for part in (measure_dvae, measure_drawings, measure_ranking, measure_clip, measure_editing):
+        figures, shown = part(models, splits, n)
+        results |= figures
+        pictures |= shown
+    return results, pictures
+
+
+def measure_dvae(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:
+    """reconstruction: pictures of the unseen split through the dVAE and back, read by the oracle; psnr, in dB, of the
+    same. codes_used, perplexity: of the codes of all held-out pictures; counted, so without an interval."""
+    unseen = splits[UNSEEN[models.preset.data.name]]
+    images, texts = unseen.images[:n], unseen.captions[:n]
+    rebuilt = models.reconstruct(images)
+    results = {"psnr": interval(psnr(images, rebuilt), texts)}
+    if models.preset.data.name in WORLDS:
+        add_verdict(results, "reconstruction", rebuilt, texts)
+    codes = models.encode(torch.cat([splits[name].images for name in splits if name != "train"]))
+    for name, value in usage(codes, models.preset.dvae.codebook_size).items():
+        results[name] = {"value": value, "low": value, "high": value, "n": len(codes)}
+    some, train = spaced(range(len(images)), 16), splits["train"].images[:16]
+    shown = {"seen": (train, models.reconstruct(train)), "never seen": (images[some], rebuilt[some])}
+    return results, {"reconstructions": shown}
+
+
+def measure_drawings(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:
+    """seen, captions, pairs: n drawings over the captions of the split, picture k with seed k; "_clean" as in `judge`.
+    tuning: the same for the split that choices are made on, so it flatters."""
+    marked = models.preset.data.name in WORLDS
+    results, samples = {}, {}
+    for split, pictures in splits.items():
+        different = spaced(sorted(set(pictures.captions)), n if marked else 8)
+        texts = [different[i % len(different)] for i in range(n if marked else 32)]
+        drawn = models.draw(texts, range(len(texts)))
+        if marked:
             add_verdict(results, "seen" if split == "train" else split, drawn, texts)
         if split in LABELS:
             samples[LABELS[split]] = gallery(texts, drawn)
-    return results, {"reconstructions": reconstructions, "samples": samples}
+    return results, {"samples": samples}
 
 
-def measure_dvae(preset: Preset, dvae, splits: dict[str, Pictures], device, n: int) -> tuple[dict, dict]:
-    """The dVAE's part of `measure`: figures, and {heading: (pictures, reconstructions)}."""
-    unseen = splits[UNSEEN[preset.data.name]]
-    images, texts = as_float(unseen.images[:n]), unseen.captions[:n]
-    rebuilt = reconstruct(dvae, images, device)
-    results = {"psnr": interval(psnr(images, rebuilt), texts)}
-    if preset.data.name == "shapes":
-        add_verdict(results, "reconstruction", rebuilt, texts)
-    held_out = torch.cat([splits[name].images for name in splits if name != "train"])
-    codes = encode_all(dvae, held_out, device)
-    for name, value in usage(codes, preset.dvae.codebook_size).items():
-        results[name] = {"value": value, "low": value, "high": value, "n": len(codes)}
-    some, train = spaced(range(len(images)), 16), as_float(splits["train"].images[:16])
-    return results, {"seen": (train, reconstruct(dvae, train, device)), "never seen": (images[some], rebuilt[some])}
+def measure_ranking(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:
+    """Does choosing by CLIP help? 16 drawings of each caption: best_of_16, the share of captions whose drawing that
+    CLIP scores highest is right; mean_of_16, the share of all drawings that are; gain_of_16, the difference caption by
+    caption. For "captions" and for "pairs". Only the oracle's verdict comes after the choice; it takes no part in it."""
+    name = models.preset.data.name
+    results, shown = {}, []
+    for split in ("captions", "pairs") if name in WORLDS else (UNSEEN[name],):
+        different = spaced(sorted(set(splits[split].captions)), min(RANKED, n) if name in WORLDS else 4)
+        texts = [caption for caption in different for _ in range(CANDIDATES)]
+        drawn = models.draw(texts, range(len(texts)))
+        tokens = models.text(different).to(models.device)
+        candidates = drawn.unflatten(0, (-1, CANDIDATES))  # (captions, 16, 3, height, width)
+        scores = torch.stack([models.clip.rank(t, c.to(models.device)) for t, c in zip(tokens, candidates)]).cpu()
+        right = None
+        if name in WORLDS:
+            right = judge(drawn, texts)[0].reshape(scores.shape)  # (captions, 16)
+            best, mean = right[range(len(right)), scores.argmax(dim=1)], right.mean(axis=1)  # (captions,)
+            for figure, values in (("best", best), ("mean", mean), ("gain", best - mean)):
+                results[f"{split}_{figure}_of_{CANDIDATES}"] = interval(values, different)
+        for i in spaced(range(len(different)), 4):
+            order = scores[i].argsort(descending=True)
+            verdicts = None if right is None else right[i, order]
+            shown.append((different[i], candidates[i, order], scores[i, order], verdicts))
+    return results, {"rerank": shown}
 
 
-def reconstruct(dvae, images: torch.Tensor, device) -> torch.Tensor:
-    """images (N, 3, height, width) in [0, 1] through the codes and back, on the CPU."""
-    return torch.cat([dvae.decode(dvae.encode(part.to(device))).cpu() for part in split_to_fit(images)])
+def measure_clip(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:
+    """clip_seen, clip_captions, clip_pairs: share of new pictures of a split that find their own caption among 128, those
+    of the split first. clip_…_swap: share of two-object pictures whose own caption scores above the one with the objects
+    swapped ("B above A" for "A above B"); .5 is chance. Drawn worlds only."""
+    name_of_data, size, results = models.preset.data.name, models.preset.data.width, {}
+    if name_of_data not in WORLDS:
+        return {}, {}
+    train = in_one_wording(sorted(set(splits["train"].captions)))
+    for split, name in (("train", "seen"), ("captions", "captions"), ("pairs", "pairs")):
+        own = spaced(in_one_wording(sorted(set(splits[split].captions))), CAPTIONS)
+        others = spaced([c for c in train if c not in own], CAPTIONS - len(own))
+        texts = np.resize(own, CAPTIONS).tolist()
+        images = as_float(WORLDS[name_of_data].draw(texts, np.random.default_rng(0), size)).to(models.device)
+        image = torch.cat([models.clip.encode_image(part) for part in images.split(64)])  # (128, E)
+        text = models.clip.encode_text(models.text(own + others).to(models.device))  # (128, E)
+        scores = image @ text.T  # (128, 128)
+        at = torch.arange(CAPTIONS, device=scores.device)
+        results[f"clip_{name}"] = interval((scores.argmax(dim=1) == at % len(own)).cpu().numpy(), texts)
+        if two := [i for i, caption in enumerate(own) if name_of_data == "scenes" and " same " not in caption]:
+            wrong = models.text([scenes.parse(own[i]).swapped.caption for i in two]).to(models.device)
+            better = scores[two, two] > (image[two] * models.clip.encode_text(wrong)).sum(dim=1)
+            results[f"clip_{name}_swap"] = interval(better.cpu().numpy(), [own[i] for i in two])
+    return results, {}
 
 
-def draw(preset: Preset, bpe, dvae, model, captions: list[str], device) -> torch.Tensor:
-    """A picture of each caption, (N, 3, height, width) on the CPU, with the preset's sampling; picture k has seed k."""
-    text = tokenize(bpe, captions, model.config.text_len)
-    options = vars(preset.sample)
-    parts = []
-    for k in in_batches(len(captions), model.config):
-        codes = generate(model, text[list(k)], len(k), k, **options)
-        parts.append(dvae.decode(codes).cpu())
-    return torch.cat(parts)
+def in_one_wording(captions: list[str]) -> list[str]:
+    """Of two captions of the same scene, "A above B" and "B below A", only the first."""
+    return [caption for caption in captions if " below a " not in caption and " right of " not in caption]
+
+
+def measure_editing(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:
+    """Unseen pictures of which the top half is given and the bottom half drawn (P 3.3).
+
+    Where the bottom shows the same thing as a sketch: line_iou, how the drawn lines agree with the true ones;
+    dvae_bound, what the dVAE's own reconstruction of the true picture reaches; chance, the sketch of another picture
+    (openmoji); completed, all attributes right (scenes).
+    """
+    name = models.preset.data.name
+    unseen = splits[UNSEEN[name]]
+    twice = [i for i, caption in enumerate(unseen.captions) if " same " in caption]
+    rows = np.random.default_rng(0).permutation(twice or len(unseen.captions))
+    rows = np.resize(rows, n) if twice else rows[:10]
+    truth, texts = unseen.images[rows], [unseen.captions[i] for i in rows]
+    codes = models.encode(truth)
+    drawn = models.draw(texts, range(len(rows)), codes[:, : codes.shape[1] // 2])
+    results = {}
+    if name == "openmoji":
+        rebuilt, other = decode_all(models.dvae, codes, models.device), truth.roll(1, 0)
+        for figure, images in (("line_iou", drawn), ("dvae_bound", rebuilt), ("chance", other)):
+            results[figure] = interval(line_iou(images, truth), texts)
+    elif twice:
+        add_verdict(results, "completed", drawn, texts)
+    return results, {"editing": (texts[:10], as_float(truth[:10]), drawn[:10])}
+
+
+def line_iou(images: torch.Tensor, truth: torch.Tensor, tolerance: int = 0) -> np.ndarray:
+    """(N,) agreement of the lines in the bottom halves of images and truth (N, 3, height, width), in [0, 1].
+
+    Lines are the pixels darker than `DARK`. A pixel is met if the other picture has a line within `tolerance` pixels;
+    the figure is met / (met + not met), met being the mean of both directions: without tolerance, intersection over union.
+    """
+    halves = [as_float(x)[:, :, x.shape[2] // 2 :].mean(dim=1, keepdim=True) < DARK for x in (images, truth)]
+    wide = [F.max_pool2d(x.float(), 2 * tolerance + 1, 1, tolerance) > 0 for x in halves]  # (N, 1, height / 2, width)
+    met = sum((line & near).flatten(1).sum(1) for line, near in zip(halves, wide[::-1])) / 2
+    missed = sum((line & ~near).flatten(1).sum(1) for line, near in zip(halves, wide[::-1]))
+    return (met / (met + missed).clamp(min=1)).double().numpy()
 
 
 def add_verdict(results: dict, name: str, images: torch.Tensor, captions: list[str]):

@@ -1,8 +1,9 @@
-"""The pictures that a run leaves: loss curves, reconstructions, samples with their captions, the four masks.
+"""The pictures that a run leaves: curves, reconstructions, samples, ranked candidates, finished halves, the four masks.
 
 In: tensors and records of a run. Out: PNG files, written aside and renamed. Colours are safe for colour-blind readers.
 """
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -13,15 +14,29 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from kernels.reference import MASKS, dense_mask
-from minidalle.checkpoint import replacing
+from minidalle.checkpoint import Run, replacing
+from minidalle.config import TransformerConfig
+from minidalle.train import to_uint8
 
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#BBBBBB"  # of Okabe and Ito's palette
+BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#BBBBBB"  # of Okabe and Ito's palette
+
+
+def save_run(run: Run, config: TransformerConfig, pictures: dict, sampling: dict):
+    """All pictures of a finished run, from what `evaluate.measure` returned and the run's metrics."""
+    how = ", ".join(f"{name} {value}" for name, value in sampling.items())
+    note = f"evenly spaced captions and their first seeds, not chosen. {how}"
+    records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    save_curves(run.folder / "curves.png", records)
+    save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
+    save_samples(run.folder / "samples.png", pictures["samples"], note)
+    save_rerank(run.folder / "rerank.png", pictures["rerank"])
+    save_editing(run.folder / "editing.png", *pictures["editing"])
+    save_masks(run.folder / "masks.png", config.text_len, config.grid, config.kernel_size, config.rows)
 
 
 def to_array(images: torch.Tensor) -> np.ndarray:
     """images (N, 3, height, width), uint8 or float in [0, 1] -> (N, height, width, 3) uint8."""
-    if images.is_floating_point():
-        images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    images = to_uint8(images) if images.is_floating_point() else images
     return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -72,9 +87,49 @@ def save_reconstructions(path: Path, sections: dict[str, tuple[torch.Tensor, tor
     save_figure(path, figure)
 
 
+def save_rerank(path: Path, rows: list[tuple[str, torch.Tensor, torch.Tensor, np.ndarray | None]]):
+    """For each caption its candidates (n, 3, height, width) with their scores (n,), best first; where an oracle has read
+    them, right (n,) bool, its verdict stands above each."""
+    n = max(len(row[1]) for row in rows)
+    figure = Figure(figsize=(0.72 * n, 1.45 * len(rows) + 0.3), layout="constrained")
+    for part, (caption, images, scores, right) in zip(figure.subfigures(len(rows), squeeze=False)[:, 0], rows):
+        part.suptitle(textwrap.shorten(caption, 120, placeholder=" …"), fontsize=9, x=0.01, ha="left", parse_math=False)
+        for k, axis in enumerate(part.subplots(1, n)):
+            axis.axis("off")
+            if k >= len(images):
+                continue
+            axis.imshow(to_array(images[k : k + 1])[0], interpolation="nearest")
+            verdict = "" if right is None else "  right" if right[k] else "  wrong"
+            colour = "black" if right is None else BLUE if right[k] else VERMILION
+            axis.set_title(f"{scores[k]:.2f}{verdict}", fontsize=7, color=colour, pad=2)
+    figure.suptitle(
+        "best first: CLIP's score, and what the oracle says" if rows[0][3] is not None else "best first", fontsize=9
+    )
+    save_figure(path, figure)
+
+
+def save_editing(path: Path, captions: list[str], truth: torch.Tensor, drawn: torch.Tensor):
+    """A column for each caption: the given top half of truth (n, 3, height, width), the same finished as drawn, and truth."""
+    given = truth.clone()
+    given[:, :, truth.shape[2] // 2 :] = 0.85  # what is to be drawn
+    figure = Figure(figsize=(1.15 * len(captions), 2 + 3.6 * truth.shape[2] / truth.shape[3]), layout="constrained")
+    axes = figure.subplots(3, len(captions), squeeze=False)
+    for row, (label, images) in zip(axes, {"given": given, "drawn": drawn, "truth": truth}.items()):
+        for axis, picture in zip(row, to_array(images)):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color(GREY)
+        row[0].set_ylabel(label, fontsize=10)
+    for axis, caption in zip(axes[0], captions):
+        axis.set_title(
+            "\n".join(textwrap.wrap(textwrap.shorten(caption, 90, placeholder=" …"), 18)), fontsize=6, parse_math=False
+        )
+    save_figure(path, figure)
+
+
 def save_curves(path: Path, records: list[dict]):
     """The losses of every stage over its updates, from metrics.jsonl; thin as logged, thick smoothed."""
-    stages = {"dvae": ["nll", "codes_used"], "transformer": ["image", "text"]}
+    stages = {"dvae": ["nll", "codes_used"], "transformer": ["image", "text"], "clip": ["loss", "accuracy"]}
     present = [stage for stage in stages if any(r["stage"] == stage for r in records)]
     figure = Figure(figsize=(9, 2.6 * len(present)), layout="constrained")
     for row, stage in zip(figure.subplots(len(present), 2, squeeze=False), present):
@@ -84,7 +139,8 @@ def save_curves(path: Path, records: list[dict]):
             axis.plot(steps, values, color=GREY, linewidth=0.8, label="as logged")
             axis.plot(steps, smooth(values), color=colour, linewidth=1.8, label="smoothed")
             axis.legend(frameon=False, fontsize=8)
-            unit = {"codes_used": "codes in one batch", "nll": "nats per pixel value"}.get(key, "nats per token")
+            units = {"codes_used": "codes in one batch", "nll": "nats per pixel value", "loss": "nats per pair"}
+            unit = units.get(key, "share of a batch" if key == "accuracy" else "nats per token")
             axis.set(title=f"{stage}: {key}", xlabel="update", ylabel=unit)
             axis.grid(alpha=0.3)
     save_figure(path, figure)

@@ -1,4 +1,4 @@
-"""One training loop for every model, and its two stages: first the dVAE, then, with that frozen, the transformer.
+"""One training loop for every model, and its three stages: the dVAE; with that frozen, the transformer; and CLIP.
 
 What happens at update k depends on (seed, stage, k) alone: the batch, the noise and the dropped words are drawn from
 generators seeded with these three. So a resumed run needs no other memory of chance than its position, and ends with
@@ -13,6 +13,7 @@ import random
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -21,12 +22,15 @@ from tqdm import tqdm
 
 from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, fingerprint, load_tensors, save_model
+from minidalle.clip import CLIP, neighbours
 from minidalle.config import Preset, StageConfig
+from minidalle.data.pictures import Pictures
 from minidalle.dvae import DVAE, cosine, schedules, usage
+from minidalle.muon import Muon
 from minidalle.sequence import tokenize
 from minidalle.transformer import DALLE
 
-# --- the two stages ------------------------------------------------------------------------------------------------
+# --- the stages ----------------------------------------------------------------------------------------------------
 
 
 def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device: torch.device) -> DVAE:
@@ -38,7 +42,11 @@ def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device
     )  # the layout that convolutions are fastest in
 
     def batch_at(rng: random.Random):
-        return (images[rng.choices(range(len(images)), k=stage.batch_size)],)  # (B, 3, height, width) uint8
+        batch = images[rng.choices(range(len(images)), k=stage.batch_size)]  # (B, 3, height, width) uint8
+        if stage.mirror:
+            turned = torch.tensor([rng.random() < 0.5 for _ in batch])
+            batch[turned] = batch[turned].flip(3)
+        return (batch,)
 
     def losses_at(step: int, batch, generator):
         images = to_float(batch[0]).contiguous(memory_format=torch.channels_last)
@@ -79,6 +87,46 @@ def train_transformer(
     hashes = {"tokenizer": bpe.hash, "dvae": fingerprint(dvae.state_dict())}
     n_positions = config.text_len + config.n_image
     return fit(run, "transformer", model, stage, preset, batch_at, losses_at, seed, device, n_positions, hashes)
+
+
+def train_clip(
+    run: Run, preset: Preset, bpe: BPE, dvae: DVAE, pictures: Pictures, codes: torch.Tensor, text_len: int, seed: int,
+    device: torch.device,
+) -> CLIP:  # fmt: skip
+    """Stage 3 (P 2.6; SPEC 6b). N pictures with captions, and their codes (N, rows, grid) int64 -> the trained CLIP.
+
+    What is to be ranked comes out of the dVAE, so a share of the pictures is shown as the dVAE paints them (O). Each
+    batch consists of groups of captions that are nearly alike (`clip.neighbours`, O), one picture for each.
+    """
+    stage, (images, captions) = preset.train.clip, pictures
+    config = dataclasses.replace(
+        preset.clip, height=images.shape[2], width=images.shape[3], context=text_len, vocab_size=len(bpe) + 1
+    )
+    torch.manual_seed(seed_of(seed, "clip", "weights"))
+    model = CLIP(config).to(device)
+    painted = torch.rand(len(images)) < stage.reconstructed  # (N,)
+    if painted.any():
+        images = images.clone()
+        images[painted] = to_uint8(decode_all(dvae, codes[painted], device))
+    rows_of = defaultdict(list)
+    for row, caption in enumerate(captions):
+        rows_of[caption].append(row)
+    near = neighbours(rows_of)
+
+    def batch_at(rng: random.Random):
+        words = []
+        for caption in rng.choices(captions, k=-(-stage.batch_size // stage.alike)):
+            words += [caption, *near(caption, stage.alike - 1, rng)]
+        words = words[: stage.batch_size]
+        return images[[rng.choice(rows_of[caption]) for caption in words]], tokenize(bpe, words, config.context)
+
+    def losses_at(step: int, batch, generator):
+        loss = model.loss(to_float(batch[0]), batch[1])
+        return loss.total, lambda: {"accuracy": loss.accuracy.item(), "scale": model.logit_scale.exp().item()}
+
+    n_positions = 1 + (config.height // config.patch) * (config.width // config.patch) + config.context
+    hashes = {"tokenizer": bpe.hash}
+    return fit(run, "clip", model, stage, preset, batch_at, losses_at, seed, device, n_positions, hashes)
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
@@ -156,14 +204,14 @@ def update(model: nn.Module, optimizers: list, scaler, clip: float):
 def make_optimizers(model: nn.Module, stage: StageConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything (P A.2, B.2); or, O, Muon for the matrices of the blocks and AdamW for the rest."""
     named = list(model.named_parameters())
-    for_muon = [p for name, p in named if stage.muon_lr and name.startswith("blocks.") and p.dim() == 2]
+    for_muon = [p for name, p in named if stage.muon_lr and "blocks." in name and p.dim() == 2]
     taken = {id(p) for p in for_muon}
     rest = [p for _, p in named if id(p) not in taken]
     optimizers = [
         torch.optim.AdamW(rest, stage.lr, stage.betas, stage.eps, weight_decay=stage.weight_decay, fused=True)
     ]
     if for_muon:
-        optimizers.append(torch.optim.Muon(for_muon, stage.muon_lr, weight_decay=stage.weight_decay))
+        optimizers.append(Muon(for_muon, stage.muon_lr, weight_decay=stage.weight_decay))
     for optimizer in optimizers:
         optimizer.full_rate = optimizer.param_groups[0]["lr"]
     return optimizers
@@ -305,6 +353,11 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """float32 in [0, 1] -> uint8 in 0 … 255, rounded."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def split_to_fit(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """images (N, 3, height, width) in parts of about 2¹⁸ pixels, which a dVAE can take at once: 4 pictures of 256 x 256."""
     return images.split(max(1, 2**18 // (images.shape[2] * images.shape[3])))
@@ -315,3 +368,9 @@ def encode_all(dvae: DVAE, images: torch.Tensor, device: torch.device) -> torch.
     """images (N, 3, height, width) uint8 -> codes (N, rows, grid) int64, on the CPU."""
     parts = split_to_fit(images)
     return torch.cat([dvae.encode(to_float(part.to(device))).cpu() for part in tqdm(parts, desc="encode", leave=False)])
+
+
+def decode_all(dvae: DVAE, codes: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """codes (N, rows, grid) int64 -> images (N, 3, height, width) float32 in [0, 1], on the CPU."""
+    parts = codes.split(max(1, 2**18 // (codes[0].numel() * dvae.config.downsample**2)))
+    return torch.cat([dvae.decode(part.to(device)).cpu() for part in tqdm(parts, desc="decode", leave=False)])

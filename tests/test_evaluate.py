@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 
 import minidalle.oracle
-from minidalle import evaluate
+from minidalle import evaluate, oracle
 from minidalle.config import load_preset
-from minidalle.data import shapes
+from minidalle.data import scenes, shapes
 from minidalle.data.shapes import Drawing
 from minidalle.dvae import usage
 from minidalle.evaluate import interval, psnr
 from minidalle.oracle import CLEAN, SPECK, area_resize, bank, count_objects, judge, read
 
 EVERY = [Drawing(*a) for a in product(shapes.STYLES, shapes.RADII, shapes.COLOURS, shapes.SHAPES, shapes.GROUNDS)]
+SPLITS = ("train", "captions", "pairs", "tuning")
 CHOICES = {
     "style": shapes.STYLES,
     "size": shapes.RADII,
@@ -317,28 +318,105 @@ def test_bad_input(call, message):
 # ── a run's report ──
 
 
-@pytest.mark.parametrize("perfect", [True, False])
-def test_measure_scores_a_perfect_model_perfectly_and_a_blind_one_at_zero(monkeypatch, perfect):
-    """With stand-ins for the models, whose drawings are real ones, or blank."""
-    preset, splits = load_preset("tiny"), shapes.load(24, 24, 130, 0)
-    dvae = SimpleNamespace(encode=lambda images: (images.mean(1) * 90).long())
+WORLDS = {"shapes": (shapes, 24), "scenes": (scenes, 32)}
 
-    def draw(preset, bpe, dvae, model, captions, device):
-        drawn = shapes.draw(captions, np.random.default_rng(0)).float() / 255
-        return drawn if perfect else torch.ones_like(drawn)
 
-    def reconstruct(dvae, images, device):
-        return images * 0.999 if perfect else torch.ones_like(images)
+class StandIn:
+    """Models that draw real pictures for a share of their drawings, and blank ones otherwise; CLIP reads like the oracle."""
 
-    monkeypatch.setattr(evaluate, "draw", draw)
-    monkeypatch.setattr(evaluate, "reconstruct", reconstruct)
-    results, pictures = evaluate.measure(preset, None, dvae, None, splits, "cpu", n=64)
-    for name in ("reconstruction", "seen", "captions", "pairs", "tuning"):
-        for key in (name, f"{name}_clean"):
-            assert results[key] == {"value": float(perfect), "low": float(perfect), "high": float(perfect), "n": 64}
+    device = torch.device("cpu")
+
+    def __init__(self, name, good_of_16=16):
+        self.preset, self.good, self.clip = load_preset("tiny", name), good_of_16, self
+        self.world, self.size = WORLDS[name]
+        self.known = {c: i for i, c in enumerate(c for split in SPLITS for c in self.world.captions(split))}
+        if name == "scenes":  # both wordings are one meaning
+            self.known = {c: min(i, self.known[scenes.parse(c).turned.caption]) for c, i in self.known.items()}
+
+    def draw(self, captions, seeds, prefix=None):
+        drawn = self.world.draw(captions, np.random.default_rng(0), self.size).float() / 255
+        drawn[[k for k in range(len(captions)) if k % 16 >= self.good]] = 1.0
+        return drawn
+
+    def encode(self, images):
+        return (images.float().mean(1) / 256 * 88).long()
+
+    def reconstruct(self, images):
+        return images.float() / 255 * 0.999 if self.good else torch.ones(images.shape)
+
+    def text(self, captions):
+        return torch.tensor([[self.known[caption]] for caption in captions])
+
+    def encode_text(self, text):
+        return F.one_hot(text[:, 0], 4500).float()
+
+    def encode_image(self, images):
+        readings = read(images) if self.world is shapes else oracle.read_scenes(images)
+        return F.one_hot(torch.tensor([self.known.get(r.caption, 4499) for r in readings]), 4500).float()
+
+    def rank(self, text, images):
+        return self.encode_image(images) @ self.encode_text(text[None])[0]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("good", [16, 4, 0])
+def test_measure_scores_perfect_models_perfectly_and_blind_ones_at_zero(name, good):
+    models = StandIn(name, good)
+    splits = models.world.load(models.size, models.size, 300, 0)
+    results, pictures = evaluate.measure(models, splits, n=64)
+    drawn = good / 16
+    for key in ("seen", "captions", "pairs", "tuning", *(["completed"] if name == "scenes" else [])):
+        for figure in (key, f"{key}_clean"):
+            assert results[figure]["value"] == drawn and results[figure]["n"] == 64
+    assert results["reconstruction"]["value"] == results["reconstruction_clean"]["value"] == bool(good)
+    for split in ("captions", "pairs"):
+        assert results[f"{split}_mean_of_16"]["value"] == drawn
+        assert results[f"{split}_best_of_16"]["value"] == bool(good)  # CLIP finds a right one if there is any
+        assert results[f"{split}_gain_of_16"]["value"] == bool(good) - drawn
+    for split in ("seen", "captions", "pairs"):
+        assert results[f"clip_{split}"]["value"] == 1 and results[f"clip_{split}"]["n"] == 128
+        assert (f"clip_{split}_swap" in results) == (name == "scenes")
+        assert results.get(f"clip_{split}_swap", {"value": 1})["value"] == 1
     assert results["codes_used"]["n"] == sum(len(splits[name].captions) for name in ("captions", "pairs", "tuning"))
     assert len(pictures["samples"]) == 3 and all(len(rows) <= 8 for rows in pictures["samples"].values())
     assert pictures["reconstructions"].keys() == {"seen", "never seen"}
+    caption, images, scores, right = pictures["rerank"][0]
+    assert len(images) == 16 and (scores.diff() <= 0).all() and right.sum() == good and right[:good].all()
+    texts, truth, finished = pictures["editing"]
+    assert len(texts) == len(truth) == len(finished) == 10
+
+
+def test_clip_is_asked_among_128_captions_that_mean_128_different_things():
+    captions = evaluate.in_one_wording(scenes.captions("pairs"))
+    meanings = {frozenset((c, scenes.parse(c).turned.caption)) for c in captions}
+    assert len(meanings) == len(captions) and len({m for c in scenes.captions("pairs") for m in [c]}) > len(captions)
+    assert meanings == {frozenset((c, scenes.parse(c).turned.caption)) for c in scenes.captions("pairs")}
+    assert evaluate.in_one_wording(shapes.captions("train")) == shapes.captions("train")
+
+
+def test_a_swapped_caption_that_scores_as_high_is_not_told_apart():
+    models = StandIn("scenes")
+    bag = {c: frozenset(c.split()) for c in models.known}  # a CLIP that knows the words and not their order
+    numbers = {words: i for i, words in enumerate(sorted(set(bag.values()), key=sorted))}
+    models.known = {c: numbers[words] for c, words in bag.items()}
+    results, _ = evaluate.measure_clip(models, {k: SimpleNamespace(captions=scenes.captions(k)) for k in SPLITS}, 0)
+    assert results["clip_pairs_swap"]["value"] == 0
+
+
+def test_line_iou_by_hand():
+    images, truth = torch.ones(2, 3, 12, 6), torch.ones(2, 3, 12, 6)
+    images[:, :, :6] = 0  # the top half does not count
+    images[:, :, 7, 1:4], truth[:, :, 7, 2:6] = 0, 0  # 3 and 4 pixels, 2 in common
+    images[1, :, 10, 0] = 0.4  # dark enough, far from any line
+    images[1, :, 11, 5] = 0.6  # not dark enough
+    assert evaluate.line_iou(images, truth).tolist() == [pytest.approx(2 / 5), pytest.approx(2 / 6)]
+    # one pixel of tolerance: all 3 drawn are met, and 3 of the 4 true ones: (3 + 3) / 2 over itself + 0 + 1
+    assert evaluate.line_iou(images, truth, tolerance=1).tolist() == [pytest.approx(3 / 4), pytest.approx(3 / 5)]
+    assert evaluate.line_iou(truth, truth).tolist() == [1, 1]
+    inks = (torch.rand(8, 3, 16, 8, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    dark = [(x[:, :, 8:].mean(1) < 0.5).flatten(1).numpy() for x in (inks, inks.roll(1, 0))]
+    expected = (dark[0] & dark[1]).sum(1) / (dark[0] | dark[1]).sum(1)
+    np.testing.assert_allclose(evaluate.line_iou(inks, inks.roll(1, 0)), expected)
 
 
 def test_gallery_is_spaced_and_not_chosen():

@@ -27,16 +27,20 @@ from minidalle.train import (
     pick_device,
     seed_of,
     to_float,
+    to_uint8,
+    train_clip,
     train_dvae,
     train_transformer,
 )  # fmt: skip
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+STAGES = ("dvae", "transformer", "clip")
 SHORT = {
     "data.pool": 64, "dvae.n_hid": 8, "dvae.n_init": 8, "dvae.codebook_size": 16, "transformer.n_embd": 24,
     "train.dvae.updates": 12, "train.transformer.updates": 12, "train.log_every": 2, "train.save_every": 5,
     "train.dvae.batch_size": 4, "train.transformer.batch_size": 4,
+    "clip.image_width": 24, "clip.text_width": 24, "clip.embed_dim": 8, "train.clip.updates": 12, "train.clip.batch_size": 6,
 }  # fmt: skip
 
 
@@ -45,7 +49,7 @@ class Killed(Exception):
 
 
 def run_short(folder, resume=False, kill_at=None, monkeypatch=None, ask_at=None):
-    """Both stages; optionally killed (an exception, no goodbye) or asked to stop at the given log call."""
+    """All three stages; optionally killed (an exception, no goodbye) or asked to stop at the given log call."""
     preset = load_preset("tiny", overrides=SHORT)
     run = Run(folder, {"seed": 3}, resume)
     train = data.load(preset.data, 3)["train"]
@@ -65,12 +69,13 @@ def run_short(folder, resume=False, kill_at=None, monkeypatch=None, ask_at=None)
         run.log = counting
     dvae = train_dvae(run, preset, train.images, 3, CPU)
     codes = encode_all(dvae, train.images, CPU)
-    return train_transformer(run, preset, bpe, dvae, train.captions, codes, 32, 3, CPU)
+    train_transformer(run, preset, bpe, dvae, train.captions, codes, 32, 3, CPU)
+    return train_clip(run, preset, bpe, dvae, train, codes, 32, 3, CPU)
 
 
 def contents(folder) -> dict:
     """Weights by file, and the metrics without their times."""
-    files = {name: load_tensors(folder / f"{name}.safetensors")[0] for name in ("dvae", "transformer")}
+    files = {name: load_tensors(folder / f"{name}.safetensors")[0] for name in STAGES}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return files, [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in lines]
 
@@ -89,7 +94,7 @@ def whole(tmp_path_factory):
     return contents(folder)
 
 
-@pytest.mark.parametrize("kill_at", [2, 5, 7, 9, 12])  # before and after states at 5, 10, 12; in both stages
+@pytest.mark.parametrize("kill_at", [2, 5, 7, 9, 12, 16, 20])  # before and after states at 5, 10, 12; in all stages
 def test_a_killed_run_resumed_ends_with_the_same_bits(tmp_path, whole, kill_at):
     with pytest.raises(Killed):
         run_short(tmp_path / "run", kill_at=kill_at)
@@ -97,7 +102,9 @@ def test_a_killed_run_resumed_ends_with_the_same_bits(tmp_path, whole, kill_at):
     assert_same(contents(tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize("call", [3, 7])  # weights are written after updates 5, 10, 12 of each stage, and at its end
+@pytest.mark.parametrize(
+    "call", [3, 7, 11]
+)  # weights are written after updates 5, 10, 12 of each stage, and at its end
 def test_a_run_killed_between_its_last_state_and_its_weights(tmp_path, whole, monkeypatch, call):
     real, calls = train_module.save_model, []
 
@@ -115,7 +122,7 @@ def test_a_run_killed_between_its_last_state_and_its_weights(tmp_path, whole, mo
     assert_same(contents(tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize("ask_at", [4, 11])
+@pytest.mark.parametrize("ask_at", [4, 11, 18])
 def test_ctrl_c_finishes_the_update_saves_and_says_so(tmp_path, whole, ask_at):
     with pytest.raises(KeyboardInterrupt, match="stopped and saved after update 6 of 12"):
         run_short(tmp_path / "run", ask_at=ask_at)
@@ -130,14 +137,15 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, whole):
 
 
 def test_metrics_hold_what_is_promised(whole):
-    by_stage = {stage: [r for r in whole[1] if r["stage"] == stage] for stage in ("dvae", "transformer")}
+    by_stage = {stage: [r for r in whole[1] if r["stage"] == stage] for stage in STAGES}
     assert [r["step"] for r in by_stage["dvae"]] == [1, 2, 4, 6, 8, 10, 12]
     assert {"loss", "nll", "kl", "codes_used", "perplexity", "tau", "noise"} <= by_stage["dvae"][0].keys()
     assert {"loss", "text", "image"} <= by_stage["transformer"][0].keys()
+    assert {"loss", "accuracy", "scale"} <= by_stage["clip"][0].keys()
 
 
-def test_training_lowers_both_losses(tmp_path):
-    overrides = SHORT | {"train.dvae.updates": 150, "train.transformer.updates": 150, "train.log_every": 1,
+def test_training_lowers_all_losses(tmp_path):
+    overrides = SHORT | {"train.dvae.updates": 150, "train.transformer.updates": 150, "train.clip.updates": 150, "train.log_every": 1,
                          "train.save_every": 1000, "train.dvae.tau_updates": 150, "train.dvae.noise_updates": 150,
                          "train.dvae.batch_size": 8, "train.transformer.batch_size": 8, "dvae.n_hid": 16}  # fmt: skip
     preset = load_preset("tiny", overrides=overrides)
@@ -145,9 +153,11 @@ def test_training_lowers_both_losses(tmp_path):
     bpe = BPE.train(train.captions, preset.data.vocab_size)
     bpe.save(run.folder / "bpe.json")
     dvae = train_dvae(run, preset, train.images, 0, CPU)
-    train_transformer(run, preset, bpe, dvae, train.captions, encode_all(dvae, train.images, CPU), 32, 0, CPU)
+    codes = encode_all(dvae, train.images, CPU)
+    train_transformer(run, preset, bpe, dvae, train.captions, codes, 32, 0, CPU)
+    train_clip(run, preset, bpe, dvae, train, codes, 32, 0, CPU)
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    for stage, key in (("dvae", "nll"), ("transformer", "image"), ("transformer", "text")):
+    for stage, key in (("dvae", "nll"), ("transformer", "image"), ("transformer", "text"), ("clip", "loss")):
         values = [r[key] for r in records if r["stage"] == stage]
         assert sum(values[-20:]) < 0.9 * sum(values[:20]), (stage, key)
 
@@ -168,6 +178,56 @@ def test_two_updates_of_the_small_preset(tmp_path):
     assert model.config.text_len + model.config.n_image == 1280
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert len(records) == 4 and all(0 < r["loss"] < 20 for r in records)
+
+
+def test_a_mirrored_dvae_sees_about_half_of_its_pictures_mirrored(tmp_path, monkeypatch):
+    preset = load_preset("tiny", overrides=SHORT | {"train.dvae.mirror": "true", "train.dvae.updates": 40})
+    run, seen = Run(tmp_path / "run", {}), []
+    (run.folder / "bpe.json").write_text("{}")
+    images = torch.zeros(64, 3, 24, 24, dtype=torch.uint8)
+    images[:, :, :, :12] = 255  # bright on the left
+
+    monkeypatch.setattr(train_module, "to_float", lambda batch: seen.append(batch) or batch.float() / 255)
+    train_dvae(run, preset, images, 0, CPU)
+    seen = torch.cat(seen)
+    turned = (seen[:, 0, 0, 0] == 0).float().mean()
+    assert len(seen) == 160 and 0.35 < turned < 0.65
+    assert ((seen[:, :, :, :12] == 255).all((1, 2, 3)) | (seen[:, :, :, 12:] == 255).all((1, 2, 3))).all()
+    assert not (images[:, :, :, 12:] > 0).any()  # the pool itself is not turned
+
+
+def test_clip_trains_on_groups_of_like_captions_with_their_own_pictures_some_as_the_dvae_paints_them(
+    tmp_path, monkeypatch
+):
+    preset = load_preset("tiny", overrides=SHORT | {"data.pool": 400, "train.clip.alike": 3})
+    run, train = Run(tmp_path / "run", {}), data.load(preset.data, 0)["train"]
+    bpe = BPE.train(train.captions, preset.data.vocab_size)
+    bpe.save(run.folder / "bpe.json")
+    painted = torch.full((400, 3, 24, 24), 0.5)
+    monkeypatch.setattr(train_module, "decode_all", lambda dvae, codes, device: painted[: len(codes)])
+    seen = []
+    real = train_module.CLIP.loss
+
+    def spying(self, images, text):
+        seen.append((images, text))
+        return real(self, images, text)
+
+    monkeypatch.setattr(train_module.CLIP, "loss", spying)
+    train_clip(run, preset, bpe, None, train, torch.zeros(400, 6, 6, dtype=torch.int64), 32, 0, CPU)
+    own = {caption: {i for i, c in enumerate(train.captions) if c == caption} for caption in train.captions}
+    grey = 0
+    for images, text in seen:
+        captions = [bpe.decode(t for t in row if t >= 0) for row in text.tolist()]
+        for group in (captions[:3], captions[3:]):
+            words = [caption.split() for caption in group]
+            assert len(set(group)) == 3
+            assert all(sum(a != b for a, b in zip(words[0], other)) == 1 for other in words[1:])
+        for image, caption in zip(images, captions):
+            if (image == 128 / 255).all():
+                grey += 1
+            else:
+                assert any(torch.equal(image, to_float(train.images[i])) for i in own[caption])
+    assert 0.3 < grey / (12 * 6) < 0.7
 
 
 def test_learning_rate_of_the_paper():
@@ -211,6 +271,7 @@ def test_seeds_differ_by_every_part_and_stay():
 def test_small_things():
     assert pick_device("cpu") == CPU
     assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+    assert to_uint8(torch.tensor([-0.1, 0.2, 0.999, 1.2])).tolist() == [0, 51, 255, 255]
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cpu"):
             pick_device("cuda")
@@ -234,8 +295,8 @@ def finished(tmp_path_factory):
 def test_train_tiny_leaves_everything_it_promises(finished):
     out, printed = finished
     for name in (
-        "config.json", "bpe.json", "dvae.safetensors", "transformer.safetensors", "metrics.jsonl", "results.json",
-        "curves.png", "reconstructions.png", "samples.png", "masks.png", "state",
+        "config.json", "bpe.json", "dvae.safetensors", "transformer.safetensors", "clip.safetensors", "metrics.jsonl",
+        "results.json", "curves.png", "reconstructions.png", "samples.png", "rerank.png", "editing.png", "masks.png", "state",
     ):  # fmt: skip
         assert (out / name).exists(), name
     results = json.loads((out / "results.json").read_text())
@@ -243,7 +304,10 @@ def test_train_tiny_leaves_everything_it_promises(finished):
         for key in (name, f"{name}_clean"):
             r = results["results"][key]
             assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1 and r["n"] in (512, 520)
-    assert {"dvae", "transformer", "measure", "all"} <= results["seconds"].keys()
+    for name in ("captions_best_of_16", "captions_mean_of_16", "pairs_best_of_16", "pairs_mean_of_16", "clip_pairs"):
+        r = results["results"][name]
+        assert 0 <= r["low"] <= r["value"] <= r["high"] <= 1
+    assert {"dvae", "transformer", "clip", "measure", "all"} <= results["seconds"].keys()
     assert results["seed"] == 0 and results["sampling"]["temperature"] == 1.0 and results["threads"] >= 1
     assert "samples.png" in printed and "pairs_clean" in printed
 

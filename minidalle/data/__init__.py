@@ -1,16 +1,20 @@
 """Captioned pictures, all in one form: a dictionary of splits, each with N images and their N captions.
 
-`shapes` is drawn by rules and can be scored without a human eye; `openmoji` is real drawings by real artists.
-"train" is the only split that any stage learns from (SPEC marks none of this: the data are this project's own, O).
+`shapes` and `scenes` are drawn by rules and can be scored without a human eye; `openmoji` is real drawings by real
+artists; `folder` is yours. "train" is the only split that any stage learns from (SPEC marks none of this: the data are
+this project's own, O).
 """
 
+from pathlib import Path
+
 from minidalle.config import DATA, DataConfig
-from minidalle.data import openmoji, shapes
+from minidalle.data import folder, openmoji, scenes, shapes
 from minidalle.data.pictures import Pictures
 
-SOURCES = dict(zip(DATA, (shapes, openmoji)))
+SOURCES = dict(zip(DATA, (shapes, scenes, openmoji)))
 
 
 def load(config: DataConfig, seed: int) -> dict[str, Pictures]:
     """The splits of the pictures that `config` names, "train" first."""
-    return SOURCES[config.name].load(config.height, config.width, config.pool, seed)
+    size = config.height, config.width, config.pool, seed
+    return folder.load(Path(config.folder), *size) if config.name == "folder" else SOURCES[config.name].load(*size)

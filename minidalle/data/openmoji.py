@@ -1,24 +1,24 @@
-"""OpenMoji as captioned pictures: real drawings by real artists, each in colour and as line art.
+"""OpenMoji as captioned pictures of two panels: above, an emoji in colour; below, the line art of the very same emoji.
 
-What enters: a picture size, the size of the training pool, a seed.
+What enters: a picture size, twice as high as wide; the size of the training pool; a seed.
 What leaves: three splits of `Pictures`: "train" to learn from, "tuning" to choose settings on, "families" to report.
-Why: the world of drawn shapes is exact but artificial. Here are many kinds of thing, and each comes twice, as
-    "an illustration of a fox" (the emoji in colour) and "a sketch of a fox" (its black outline),
-so that a model can be asked for the sketch of a thing it has never seen, as the paper's is for "the exact same cat on
-the top as a sketch on the bottom" (P 3.3).
+Why: the world of drawn shapes is exact but artificial. Here are many kinds of thing, by real artists, and every caption
+    "the exact same fox on the top as a sketch on the bottom"
+is the paper's own prompt with its cat replaced (P 3.3). A picture's codes run from top to bottom, so the first half of
+them is the panel in colour. Given that half of an emoji it has never seen, a model can be asked for the other half:
+this is the paper's editing by image prefix, and the true line art is at hand to compare with.
 
 How a picture is made. OpenMoji's font stores an emoji as a stack of one-coloured layers (its tables COLR and CPAL).
 Pillow draws the stack too large and we average it down, on white. The line art needs no second font: in a copy in
-memory every palette entry but black is transparent, and the outline is what remains. An emoji of several code points,
-such as woman + joiner + rocket for a woman astronaut, is a ligature, and Pillow joins those only where a text-shaping
-library is installed; so we look the joined glyph up ourselves and give it a private code point in the same copy.
-
-Captions. Names are those of the package `emoji`, as a-z words. "an" goes before the sound of a vowel (an owl, an
-hourglass, a unicorn); a plural takes no article ("a sketch of two hearts"), where the noun is taken to be the last word
-before "with", "of" and the like. The rule knows no more grammar than that: "a bread" and "a locked" occur.
+memory every palette entry but black is transparent, and the outline is what remains. (About one in ten also has black
+that a lighter layer hides in colour: the white letter on a red button is black in the line art.) Both panels have the
+same scale, place and mirror, so each line below lies where it lies above.
+    An emoji of several code points, such as woman + joiner + rocket for a woman astronaut, is a ligature, and Pillow
+joins those only where a text-shaping library is installed; so we look the joined glyph up ourselves and give it a
+private code point in the same copy. Names are those of the package `emoji`, as a-z words.
 
 Left out: skin tones, flags, clock faces, arrows, keycaps, names with digits; of emoji whose colour pictures agree in
-every pixel, all but the one with the shortest name; and an emoji whose outline is blank, with both its pictures.
+every pixel, all but the one with the shortest name; and an emoji whose outline is blank.
 
 Held out by *family* (see `family_labels`). The hash of a family's name fixes its split, whatever the seed and the
 picture size, so that all runs compare; other versions of the packages below may move a few families.
@@ -41,7 +41,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from minidalle.data.pictures import Pictures
 
-STYLES = ("illustration", "sketch")
+STYLES = ("colour", "sketch")  # of the panels, from top to bottom
+CAPTION = "the exact same {} on the top as a sketch on the bottom"
 OVERSAMPLE = 4  # drawn this many times too large, then averaged down
 THUMB = 32  # the side at which drawings are compared, whatever size is asked for
 NEAR = 0.08  # root mean square difference of pixels in [0, 1] below which two drawings are kin
@@ -50,12 +51,7 @@ PRIVATE = 0xF0000  # first private code point given to a ligature; the font leav
 
 SKIPPED_POINTS = ((0x1F3FB, 0x1F3FF), (0x1F1E6, 0x1F1FF), (0xE0020, 0xE007F))  # skin tones, and two spellings of flags
 SKIPPED_WORDS = re.compile(r"\b(flags?|oclock|thirty|arrows?|keycap)\b")
-DETAIL = re.compile(r" (?:with|and|of|in|on|at|behind|holding|lifting|showing) ")
-BARE = re.compile(r"(people|men|women|no)\b|.*([^suio]|ki)s$")  # takes no article
-AN = re.compile(r"(?!uni|eu|ewe|one)[aeiou]|hour|(x|ng|sos)\b")
-ONE_WAY = re.compile(
-    r"left|right|button|input|sign|calendar|points"
-)  # a mirror would belie the caption, or turn letters
+ONE_WAY = re.compile("left|right|button|input|sign|calendar|points")  # a mirror would belie the name or turn letters
 VARIANT = re.compile(  # words for who does it, for colour, size, side and state: what is left names the family
     r"\b((wo)?m[ae]ns?|persons?|people|boy|girl|child|adult|old(er)?|mrs?|mx|santa|and|black|blue|brown|green|grey"
     r"|orange|pink|purple|red|white|yellow|light|large|medium|small|low|high|facing|pointing|pointed|tilted|curving"
@@ -65,7 +61,7 @@ KIN = re.compile(r"\b(cat\b|globe|mailbox|prince)")  # whatever bears one of the
 
 
 class Drawing(NamedTuple):
-    """One emoji that is kept: it gives one picture per style."""
+    """One emoji that is kept."""
 
     name: str  # "fox"
     character: str  # what draws it in both fonts: its code point, or a private one
@@ -146,10 +142,17 @@ def plain(name: str) -> str:
     return " ".join(re.sub(r"[-_]", " ", re.sub(r"\(.*?\)|[:!.]", "", name)).split())
 
 
-def caption(style: str, name: str) -> str:
-    """("sketch", "owl") → "a sketch of an owl"."""
-    article = "" if BARE.match(DETAIL.split(name)[0]) else "an " if AN.match(name) else "a "
-    return f"{'an' if style == 'illustration' else 'a'} {style} of {article}{name}"
+def caption(name: str) -> str:
+    """The caption of an emoji, say "the exact same fox on the top as a sketch on the bottom" for "fox"."""
+    return CAPTION.format(name)
+
+
+def name_of(caption: str) -> str:
+    """The inverse of `caption`. Raises ValueError for any other text."""
+    match = re.fullmatch(CAPTION.format("(.+)"), caption)
+    if match is None:
+        raise ValueError(f"{caption!r} is not a caption of the openmoji pictures: write {CAPTION.format('NAME')!r}")
+    return match[1]
 
 
 def kept_name(sequence: str, entry: dict) -> str | None:
@@ -221,67 +224,62 @@ def split_of(family: str) -> str:
 
 
 class Placement(NamedTuple):
-    """How one row of a split shows its item, an item being a drawing in a style."""
+    """Where both panels of a picture show its drawing; by default it fills them."""
 
-    item: tuple[str, Drawing]
-    side: int  # pixels, as are left and top
-    left: int
-    top: int
+    drawing: Drawing
+    side: int  # pixels, as are left and top, which count from the panel's corner
+    left: int = 0
+    top: int = 0
     mirrored: bool = False
 
 
-def canonical(item, height: int, width: int) -> Placement:
-    side = min(height, width)
-    return Placement(item, side, (width - side) // 2, (height - side) // 2)
+def variant(drawing: Drawing, width: int, rng: np.random.Generator) -> Placement:
+    """Scaled by .8 to 1, moved within the panel, mirrored half the time where the name allows it."""
+    side = round(width * rng.uniform(0.8, 1))
+    left, top = rng.integers(width - side + 1, size=2).tolist()
+    mirrored = bool(rng.random() < 0.5) and not ONE_WAY.search(drawing.name)
+    return Placement(drawing, side, left, top, mirrored)
 
 
-def variant(item, height: int, width: int, rng: np.random.Generator) -> Placement:
-    """Scaled by .8 to 1, moved within the centred square, mirrored half the time where the caption allows it."""
-    _, square, left, top, _ = canonical(item, height, width)
-    side = round(square * rng.uniform(0.8, 1))
-    right, down = rng.integers(square - side + 1, size=2).tolist()
-    mirrored = bool(rng.random() < 0.5) and not ONE_WAY.search(item[1].name)
-    return Placement(item, side, left + right, top + down, mirrored)
-
-
-def render(placements: list[Placement], height: int, width: int) -> Pictures:
-    images = np.full((len(placements), 3, height, width), 255, np.uint8)
-    rows_of = defaultdict(list)  # each item is drawn once, however often it is shown
+def render(placements: list[Placement], width: int) -> Pictures:
+    images = np.full((len(placements), 3, len(STYLES), width, width), 255, np.uint8)
+    rows_of = defaultdict(list)  # each drawing is drawn once, however often it is shown
     for row, placement in enumerate(placements):
-        rows_of[placement.item].append(row)
-    pens = {style: Pen(style, min(height, width)) for style in STYLES}
-    for (style, drawing), rows in rows_of.items():
-        large = pens[style](drawing.character)
-        for row in rows:
-            _, side, left, top, mirrored = placements[row]
-            pixels = np.asarray(large.resize((side, side), Image.Resampling.BOX)).transpose(2, 0, 1)  # (3, side, side)
-            images[row, :, top : top + side, left : left + side] = pixels[:, :, ::-1] if mirrored else pixels
-    return Pictures(torch.from_numpy(images), [caption(p.item[0], p.item[1].name) for p in placements])
+        rows_of[placement.drawing].append(row)
+    for panel, pen in enumerate(Pen(style, width) for style in STYLES):
+        for drawing, rows in rows_of.items():
+            large = pen(drawing.character)
+            for row in rows:
+                _, side, left, top, mirrored = placements[row]
+                pixels = np.asarray(large.resize((side, side), Image.Resampling.BOX)).transpose(2, 0, 1)
+                pixels = pixels[:, :, ::-1] if mirrored else pixels  # (3, side, side)
+                images[row, :, panel, top : top + side, left : left + side] = pixels
+    images = images.reshape(len(placements), 3, len(STYLES) * width, width)  # one panel below the other
+    return Pictures(torch.from_numpy(images), [caption(placement.drawing.name) for placement in placements])
 
 
 def load(height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
     """Splits "train" (exactly `pool` pictures), "tuning" and "families"; images (N, 3, height, width) uint8 in 0..255.
 
-    A drawing fills the largest centred square of its picture; the rest is white. "train" shows each training drawing
-    once as it is, then variants of all in turn until the pool is full (a smaller pool is a random subset); the
-    held-out splits show theirs as they are, whatever the seed. Raises ValueError for a size or a pool that is too
-    small, and ImportError when a package is missing.
+    "train" shows each training drawing once as it is, then variants of all in turn until the pool is full (a smaller
+    pool is a random subset); the held-out splits show theirs as they are, whatever the seed. Raises ValueError unless
+    height = 2 · width, width ≥ 8 and pool ≥ 1, and ImportError when a package is missing.
     """
-    if height < 8 or width < 8:
+    if height != 2 * width or width < 8:
         raise ValueError(
-            f"got pictures of height {height} and width {width}, expected at least 8 pixels each way: "
-            "a smaller drawing cannot be told from another; ask for 32 by 32, say"
+            f"got pictures of height {height} and width {width}, expected two squares one above the other, "
+            "at least 8 pixels wide: ask for height 64 and width 32, say"
         )
     if pool < 1:
         raise ValueError(f"got a pool of {pool} training pictures, expected at least 1: set pool to 10000, say")
-    items = {"train": [], "tuning": [], "families": []}
+    plan = {"train": [], "tuning": [], "families": []}
     for drawing in drawings():
-        items[split_of(drawing.family)] += [(style, drawing) for style in STYLES]
-    plan = {split: [canonical(item, height, width) for item in its] for split, its in items.items()}
+        plan[split_of(drawing.family)].append(Placement(drawing, width))
+    train = plan["train"]
     rng = np.random.default_rng(seed)
-    turns = rng.permutation(len(items["train"]))
-    if pool < len(turns):
-        plan["train"] = [plan["train"][i] for i in sorted(turns[:pool])]
+    turns = rng.permutation(len(train))
+    if pool < len(train):
+        plan["train"] = [train[i] for i in sorted(turns[:pool])]
     for i in np.resize(turns, max(0, pool - len(turns))):  # `resize` repeats the turns as often as needed
-        plan["train"].append(variant(items["train"][i], height, width, rng))
-    return {split: render(placements, height, width) for split, placements in plan.items()}
+        plan["train"].append(variant(train[i].drawing, width, rng))
+    return {split: render(placements, width) for split, placements in plan.items()}

@@ -176,6 +176,12 @@ def captions(split: str) -> list[str]:
     return [caption for caption in rest if (caption in held_out) == (split == "captions")]
 
 
+def in_rounds(texts: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    """`count` of the texts, going round all of them, each round in an order of its own."""
+    rounds = [rng.permutation(texts).tolist() for _ in range(math.ceil(count / len(texts)))]
+    return sum(rounds, [])[:count]
+
+
 def load(height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
     """All four splits. "train" holds `pool` pictures whose captions go round the training captions, each round in an
     order of its own; a held-out split holds 16 pictures per caption, the same whatever the seed.
@@ -186,9 +192,8 @@ def load(height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
         raise ValueError(f"the drawn world is square, but {height} × {width} was asked for: give height = width")
     if pool < 1:
         raise ValueError(f"a pool of {pool} pictures trains nothing: give 1 or more")
-    rng, texts = np.random.default_rng(seed), captions("train")
-    rounds = [rng.permutation(texts).tolist() for _ in range(math.ceil(pool / len(texts)))]
-    chosen = sum(rounds, [])[:pool]
+    rng = np.random.default_rng(seed)
+    chosen = in_rounds(captions("train"), pool, rng)
     splits = {"train": Pictures(draw(chosen, rng, width), chosen)}
     for number, split in enumerate(HELD_OUT_SPLITS):
         texts = captions(split) * PER_CAPTION
