@@ -293,7 +293,10 @@ REAL = {  # drawings by people: more to spell than in a drawn world
     "train.dvae.noise_updates": 2_560, "train.transformer.updates": 2_200, "train.transformer.lr_updates": 2_200,
 }  # fmt: skip
 FOR_DATA = {
-    ("tiny", "scenes"): {"data.height": 32, "data.width": 32, "data.vocab_size": 320, "dvae.codebook_size": 128},
+    ("tiny", "scenes"): {
+        "data.height": 32, "data.width": 32, "data.vocab_size": 324, "dvae.codebook_size": 64,
+        "train.transformer.updates": 5_500, "train.transformer.lr_updates": 5_500, "train.transformer.bpe_dropout": 0.0,
+    },
     ("tiny", "openmoji"): {**REAL, "data.height": 64, "train.dvae.batch_size": 16},  # two squares of 32 x 32
     ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},
     ("small", "openmoji"): {"data.height": 512, "train.dvae.mirror": False, "train.dvae.batch_size": 8},

@@ -37,9 +37,7 @@ def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device
     """Stage 1 (P 2.1). images (N, 3, height, width) uint8 -> the trained dVAE, EMA weights, in evaluation mode."""
     stage = preset.train.dvae
     torch.manual_seed(seed_of(seed, "dvae", "weights"))
-    model = DVAE(preset.dvae).to(
-        device, memory_format=torch.channels_last
-    )  # the layout that convolutions are fastest in
+    model = DVAE(preset.dvae).to(device)
 
     def batch_at(rng: random.Random):
         batch = images[rng.choices(range(len(images)), k=stage.batch_size)]  # (B, 3, height, width) uint8
@@ -49,8 +47,7 @@ def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device
         return (batch,)
 
     def losses_at(step: int, batch, generator):
-        images = to_float(batch[0]).contiguous(memory_format=torch.channels_last)
-        loss = model.loss(images, **schedules(stage, step), generator=generator)
+        loss = model.loss(to_float(batch[0]), **schedules(stage, step), generator=generator)
         return loss.total, lambda: {
             "nll": loss.nll.item(), "kl": loss.kl.item(), **schedules(stage, step),
             **usage(loss.codes, preset.dvae.codebook_size),

@@ -2,22 +2,27 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import minidalle.train as train_module
 import train_tiny
-from minidalle import data
+from minidalle import data, sample
 from minidalle.__main__ import main
 from minidalle.bpe import BPE
-from minidalle.checkpoint import Run, load_tensors
+from minidalle.checkpoint import Run, load_dvae, load_tensors, save_tensors
 from minidalle.config import TransformerStage, load_preset
+from minidalle.data.folder import read
 from minidalle.train import (
     average_weights,
     encode_all,
@@ -36,6 +41,7 @@ from minidalle.train import (
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 STAGES = ("dvae", "transformer", "clip")
+CAPTION = "a photo of a large red circle"
 SHORT = {
     "data.pool": 64, "dvae.n_hid": 8, "dvae.n_init": 8, "dvae.codebook_size": 16, "transformer.n_embd": 24,
     "train.dvae.updates": 12, "train.transformer.updates": 12, "train.log_every": 2, "train.save_every": 5,
@@ -363,6 +369,154 @@ def test_odd_captions_are_drawn_with_a_warning(finished, capsys, tmp_path):
     error = capsys.readouterr().err
     assert "not plain ASCII" in error and "tokens was cut to" in error
     assert (tmp_path / "sheet.png").exists()
+
+
+# --- edit, rank, --rerank ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "circle.png"
+    Image.fromarray(data.shapes.draw([CAPTION], np.random.default_rng(1))[0].permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+@pytest.mark.parametrize("rows", [None, 1, 5])
+def test_edit_keeps_the_codes_of_the_top_rows_in_every_picture(finished, picture, tmp_path, monkeypatch, rows):
+    drawn, real = [], sample.generate
+    monkeypatch.setattr(sample, "generate", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    given = [] if rows is None else ["--rows", str(rows)]
+    main(
+        ["edit", CAPTION, "--image", str(picture), "--run", str(finished[0]), "-n", "4", "--out", str(tmp_path), *given]
+    )
+    codes = load_dvae(finished[0]).encode(to_float(torch.from_numpy(read(picture, 24, 24))[None]))
+    kept = rows or 6 * 15 // 32
+    assert (torch.cat(drawn)[:, :kept] == codes[:, :kept]).all() and len(torch.cat(drawn)) == 4
+    assert (torch.cat(drawn)[:, kept:] != codes[:, kept:]).any()
+    assert len(list(tmp_path.glob("*seed*.png"))) == 4 and (tmp_path / "sheet.png").exists()
+
+
+def test_rerank_keeps_the_candidates_that_clip_scores_highest(finished, tmp_path, capsys):
+    run = str(finished[0])
+    main(["generate", CAPTION, "--run", run, "-n", "12", "--out", str(tmp_path / "all")])
+    main(["generate", CAPTION, "--run", run, "-n", "3", "--rerank", "12", "--out", str(tmp_path / "best")])
+    capsys.readouterr()
+    paths = sorted((tmp_path / "all").glob("*seed*.png"))
+    main(["rank", CAPTION, *map(str, paths), "--run", run])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.strip().splitlines()]
+    scores = [float(score) for score, _ in lines]
+    assert len(lines) == 12 and scores == sorted(scores, reverse=True) and -1 <= scores[-1] < scores[0] <= 1
+    best = {path.name: path.read_bytes() for path in (tmp_path / "best").glob("*seed*.png")}
+    assert best == {Path(path).name: Path(path).read_bytes() for _, path in lines[:3]}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["edit", CAPTION, "--image", "GOOD", "--rows", "6"],
+            "--rows must lie in 1 … 5, as this run draws 6 rows, got 6",
+        ),
+        (["edit", CAPTION, "--image", "GOOD", "--rows", "0"], "--rows must lie in 1 … 5"),
+        (["edit", CAPTION, "--image", "GOOD", "--rows", "-3"], "--rows must lie in 1 … 5"),
+        (["edit", CAPTION, "--image", "wide.png"], "wide.png is 48 wide and 24 high, expected the shape"),
+        (["edit", CAPTION, "--image", "text.png"], "text.png: does not decode"),
+        (["edit", CAPTION, "--image", "none.png"], "none.png is no file"),
+        (["edit", CAPTION], "the following arguments are required: --image"),
+        (["edit", " ", "--image", "GOOD"], "a caption is empty"),
+        (["rank", CAPTION], "the following arguments are required: IMAGE"),
+        (["rank", CAPTION, "none.png"], "none.png is no file"),
+        (["rank", CAPTION, "GOOD", "wide.png"], "wide.png is 48 wide and 24 high"),
+        (["generate", CAPTION, "-n", "9", "--rerank", "4"], "--rerank 4 is fewer than the 9 pictures"),
+        (["generate", CAPTION, "--rerank", "0"], "must be greater than 0"),
+    ],
+)
+def test_edit_and_rank_say_what_is_wrong_in_one_sentence(finished, picture, capsys, tmp_path, arguments, message):
+    Image.new("RGB", (48, 24)).save(tmp_path / "wide.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    files = {"GOOD": picture, **{name: tmp_path / name for name in ("wide.png", "text.png", "none.png")}}
+    with pytest.raises(SystemExit) as stop:
+        main([*(str(files.get(a, a)) for a in arguments), "--run", str(finished[0])])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("mode, size", [("L", (24, 24)), ("RGBA", (48, 48)), ("P", (240, 240)), ("CMYK", (24, 24))])
+def test_a_picture_of_another_mode_or_size_is_converted(finished, picture, tmp_path, mode, size):
+    path = tmp_path / ("in.jpg" if mode == "CMYK" else "in.png")
+    Image.open(picture).resize(size).convert(mode).save(path)
+    main(["edit", CAPTION, "--image", str(path), "--run", str(finished[0]), "-n", "1", "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_clip_of_another_tokenizer_is_refused(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("state"))
+    tensors, metadata = load_tensors(run / "clip.safetensors")
+    save_tensors(run / "clip.safetensors", tensors, metadata | {"tokenizer": "0" * 64})
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", CAPTION, "--run", str(run), "--rerank", "12"])
+    assert stop.value.code == 2 and "was trained with another tokenizer" in capsys.readouterr().err
+    (run / "clip.safetensors").unlink()
+    with pytest.raises(SystemExit):
+        main(["generate", CAPTION, "--run", str(run), "--rerank", "12"])
+    assert "clip.safetensors does not exist" in capsys.readouterr().err
+
+
+def test_a_folder_of_twenty_pictures_with_four_bad_ones(tmp_path, capsys):
+    """Every stage for two updates, on pictures of one's own."""
+    folder, rng = tmp_path / "mine", np.random.default_rng(0)
+    for i in range(20):
+        path = folder / "ab"[i % 2] / f"{i // 2}.png"  # equal names in two folders
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"noise number {i}")
+    (folder / "a" / "3.png").write_bytes((folder / "a" / "3.png").read_bytes()[:200])
+    (folder / "b" / "3.png").write_text("no picture")
+    (folder / "a" / "4.txt").unlink()
+    (folder / "b" / "4.txt").write_text(" ")
+    updates = [f"--train.{stage}.updates=2" for stage in STAGES]
+    small = [
+        "--data.pool=40",
+        "--train.dvae.batch_size=4",
+        "--train.transformer.batch_size=4",
+        "--train.clip.batch_size=4",
+    ]
+    out = tmp_path / "run"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert call("--data", str(folder), "--out", str(out), *updates, *small) is None
+    printed = capsys.readouterr()
+    assert "skipped 4 of 20 pictures" in printed.err
+    for name in ("a/3.png", "b/3.png", "a/4.png", "b/4.png"):
+        assert name in printed.err
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert results["psnr"]["n"] >= 1 and "codes_used" in results and "pairs" not in results
+    for name in ("samples", "reconstructions", "editing", "rerank", "curves"):
+        assert (out / f"{name}.png").exists()
+    main(["generate", "noise number 3", "--run", str(out), "-n", "1"])
+
+
+@pytest.mark.parametrize("files, message", [
+    ({}, "no pictures in"), ({"a.png": 1, "b.png": 1}, "no captions in"), ({"a.png": 1, "a.txt": "x"}, "only 1 usable"),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path, capsys, files, message):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, content in files.items():
+        if content == 1:
+            Image.new("RGB", (40, 40)).save(folder / name)
+        else:
+            (folder / name).write_text(content)
+    assert call("--data", str(folder), "--out", str(tmp_path / "run")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and "Traceback" not in error and not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_missing_is_one_sentence(tmp_path, capsys):
+    assert call("--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")) == 2
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 def call(*arguments):

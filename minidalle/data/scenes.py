@@ -117,7 +117,7 @@ def place(scenes: list[Scene], rng: np.random.Generator) -> tuple[np.ndarray, np
     and the same place in the lower half as in the upper.
     """
     n = len(scenes)
-    twice = np.array([scene.relation == SAME for scene in scenes])
+    twice = np.array([scene.relation == SAME for scene in scenes], bool)
     radii = rng.choice(RADII, (n, 2))
     radii[twice, 1] = radii[twice, 0]
     reach = np.stack([extent([scene[i] for scene in scenes], radii[:, k]) for k, i in enumerate((0, 2))], axis=1)
@@ -128,7 +128,7 @@ def place(scenes: list[Scene], rng: np.random.Generator) -> tuple[np.ndarray, np
         return np.floor(rng.random(n) * (np.maximum(most, 0) + 1))
 
     # Along: whichever comes first starts near the border at 0, the other near the border at UNITS.
-    starts = np.array([scene.relation in ("above", "left of", SAME) for scene in scenes])
+    starts = np.array([scene.relation in ("above", "left of", SAME) for scene in scenes], bool)
     one, two = np.where(starts, 0, 1), np.where(starts, 1, 0)
     row = np.arange(n)
     slack = (high[row, two] - low[row, one]) - reach.sum(axis=1) - GAP
@@ -145,7 +145,7 @@ def place(scenes: list[Scene], rng: np.random.Generator) -> tuple[np.ndarray, np
     across[:, 1] = low[:, 1] + beside.clip(0, high[:, 1] - low[:, 1])
     across[twice, 1] = across[twice, 0]
 
-    vertical = np.array([scene.relation in ("above", "below", SAME) for scene in scenes])[:, None]
+    vertical = np.array([scene.relation in ("above", "below", SAME) for scene in scenes], bool)[:, None]
     return np.stack([np.where(vertical, across, along), np.where(vertical, along, across)], axis=2), radii
 
 
