@@ -33,6 +33,7 @@ from minidalle.sequence import PAD
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 LARGEST_SCALE = 100.0  # of exp(logit_scale)
+REORDERED = 0.25  # share of groups of like captions that differ in the order of their words, where there are such
 
 
 class QuickGELU(nn.Module):
@@ -191,28 +192,31 @@ class CLIP(nn.Module):
 
 
 def neighbours(captions: Iterable[str]) -> Callable[[str, int, random.Random], list[str]]:
-    """A function (caption, n, rng) -> at most n of the other captions that say nearly the same and mean something else.
+    """A function (caption, n, rng) -> at most n other captions that say nearly the same and mean something else.
 
-    They have one word changed ("red" for "blue"), or the same words in another order ("a red circle above a blue square"
-    for "a blue circle above a red square"); one of the latter is always among them if there is any. All come from
-    `captions`, so what those leave out (held-out ones, say) is never named, not even as a wrong answer.
+    All n differ from the caption in one and the same way, drawn anew each time: other words in one place, one or two of
+    them ("red" for "blue", "left of" for "above"), or the same words in another order ("a red circle above a blue
+    square" for "a blue circle above a red square"). All come from `captions`, so what those leave out (held-out ones,
+    say) is never named, not even as a wrong answer.
     """
-    one_word, same_words = defaultdict(list), defaultdict(list)
+    sharing = defaultdict(list)  # what stays of a caption -> all captions of which it stays
 
-    def gaps(words):  # ["a", "red", "cat"] -> (0, "red cat"), (1, "a cat"), (2, "a red")
-        return [(i, " ".join(words[:i] + words[i + 1 :])) for i in range(len(words))]
+    def remains(caption: str):  # "the red cat" -> its words in order of the alphabet; "_ red cat", "the _ cat", …
+        words = caption.split()
+        gaps = [(i, i + n) for n in (1, 2) if n < len(words) for i in range(len(words) - n + 1)]
+        return [" ".join(sorted(words)), *(" ".join([*words[:i], "_", *words[end:]]) for i, end in gaps)]
 
     for caption in sorted(set(captions)):
-        words = caption.split()
-        same_words[" ".join(sorted(words))].append(caption)
-        for gap in gaps(words):
-            one_word[gap].append(caption)
+        for rest in remains(caption):
+            sharing[rest].append(caption)
 
     def choose(caption: str, n: int, rng: random.Random) -> list[str]:
-        words = caption.split()
-        reordered = [c for c in same_words[" ".join(sorted(words))] if c != caption]
-        changed = [c for gap in gaps(words) for c in one_word[gap] if c != caption]
-        chosen = rng.sample(reordered, min(len(reordered), n, 1))
-        return chosen + rng.sample(changed, min(len(changed), n - len(chosen)))
+        same_words, *gaps = remains(caption)
+        gaps = [rest for rest in gaps if len(sharing[rest]) > 1]
+        reorder = len(sharing[same_words]) > 1 and (not gaps or rng.random() < REORDERED)
+        if not reorder and not gaps:
+            return []
+        others = [c for c in sharing[same_words if reorder else rng.choice(gaps)] if c != caption]
+        return rng.sample(others, min(n, len(others)))
 
     return choose
