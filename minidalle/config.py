@@ -110,6 +110,8 @@ class CLIPConfig:
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
                 raise ValueError(f"clip.{tower}_width {width} must be a multiple of {tower}_heads {heads}")
+        if self.image_width % 4:
+            raise ValueError(f"clip.image_width {self.image_width} must be a multiple of 4: see clip.sinusoids")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError(
                 f"pictures of {self.height} x {self.width} cannot be cut into patches of clip.patch = {self.patch}: "
@@ -244,7 +246,7 @@ TINY = Preset(
     ),
     transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=0),
     clip=CLIPConfig(
-        embed_dim=64, patch=4, image_width=96, image_layers=3, image_heads=3, context=0, text_width=96, text_layers=3,
+        embed_dim=128, patch=4, image_width=96, image_layers=3, image_heads=3, context=0, text_width=96, text_layers=3,
         text_heads=3, quick_gelu=False,
     ),
     train=TrainConfig(
@@ -258,8 +260,8 @@ TINY = Preset(
             text_weight=0.02, caption_dropout=0.1,
         ),
         clip=CLIPStage(
-            updates=700, batch_size=64, lr=2e-3, lr_updates=700, warmup=50, weight_decay=0.05, clip=1.0, muon_lr=0.02,
-            alike=4, reconstructed=0.5,
+            updates=900, batch_size=64, lr=1e-3, lr_updates=900, warmup=50, weight_decay=0.05, clip=1.0, muon_lr=0.01,
+            alike=2, reconstructed=0.5,
         ),
     ),
     sample=SampleConfig(top_p=0.7, guidance=1.5),
@@ -286,18 +288,31 @@ PRESETS = {"tiny": TINY, "small": SMALL, "dalle-12b": Preset(name="dalle-12b")}
 
 DATA = ("shapes", "scenes", "openmoji")  # the pictures there are, beside folders of one's own: see minidalle/data
 
+
+def lasting(**updates: int) -> dict[str, int]:
+    """Overrides for stages of so many updates; the schedules keep the shares that they have in TINY."""
+    parts = {}
+    for stage, n in updates.items():
+        parts |= {f"train.{stage}.updates": n, f"train.{stage}.lr_updates": n}
+        if stage == "dvae":
+            parts |= {"train.dvae.tau_updates": round(0.7 * n), "train.dvae.noise_updates": round(0.8 * n)}
+    return parts
+
+
 # What other pictures change in a preset, as overrides.
 REAL = {  # drawings by people: more to spell than in a drawn world
     "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
-    "train.dvae.updates": 3_200, "train.dvae.lr_updates": 3_200, "train.dvae.tau_updates": 2_240,
-    "train.dvae.noise_updates": 2_560, "train.transformer.updates": 2_200, "train.transformer.lr_updates": 2_200,
+    **lasting(dvae=3_200, transformer=2_200),
 }  # fmt: skip
 FOR_DATA = {
     ("tiny", "scenes"): {
         "data.height": 32, "data.width": 32, "data.vocab_size": 324, "dvae.codebook_size": 64,
-        "train.transformer.updates": 5_500, "train.transformer.lr_updates": 5_500, "train.transformer.bpe_dropout": 0.0,
+        "train.transformer.bpe_dropout": 0.0, **lasting(dvae=3_600, transformer=4_800),
     },
-    ("tiny", "openmoji"): {**REAL, "data.height": 64, "train.dvae.batch_size": 16},  # two squares of 32 x 32
+    ("tiny", "openmoji"): {
+        **REAL, "data.height": 64, "train.dvae.batch_size": 16, "clip.patch": 8,  # two squares of 32 x 32
+        **lasting(dvae=2_800, transformer=1_400, clip=300),
+    },
     ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},
     ("small", "openmoji"): {"data.height": 512, "train.dvae.mirror": False, "train.dvae.batch_size": 8},
     ("small", "shapes"): {"train.dvae.mirror": False},
@@ -306,8 +321,9 @@ FOR_DATA = {
 
 
 def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, budget: float = 1.0) -> Preset:
-    """The preset `name` for the pictures `data` (one of `DATA`, or a folder), with `overrides` such as {"transformer.n_layer": "4"} applied and
-    the length of every schedule multiplied by `budget`.
+    """The preset `name` for the pictures `data` (one of `DATA`, or a folder).
+
+    `overrides` such as {"transformer.n_layer": "4"} are applied, and every schedule's length multiplied by `budget`.
 
     Raises ValueError for unknown names and keys, values that do not fit, or a budget that is not positive.
     """

@@ -585,3 +585,32 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path):
 def test_a_size_or_pool_of_nothing(tmp_path, bad):
     with pytest.raises(ValueError, match="got a pool of .* set each of the three to 1 or more"):
         load(colours(tmp_path, 3), **bad)
+
+
+# --- one picture by itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width, height", [(32, 64), (500, 1005), (500, 990)])  # 1:2, and up to 2 % off on either side
+def test_read_resizes_the_whole_picture(tmp_path, width, height):
+    halves = np.zeros((height, width, 3), np.uint8)
+    halves[height // 2 :] = 255
+    add(tmp_path / "a.png", halves)
+    image = f.read(tmp_path / "a.png", 64, 32)
+    assert image.shape == (3, 64, 32) and image.dtype == np.uint8
+    assert (image[:, :31] == 0).all() and (image[:, 33:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "picture, sentence",
+    [
+        (None, "is no file: give the path of a picture"),
+        (b"text", "does not decode; expected a JPEG, PNG or WebP picture"),
+        (Image.new("RGB", (40, 40)), "is 40 wide and 40 high, expected the shape of this run's pictures, 32 to 64: "),
+        (Image.new("RGB", (10, 40)), "is 10 wide and 40 high, expected the shape of this run's pictures, 32 to 64: "),
+    ],
+)
+def test_read_refuses_in_one_sentence(tmp_path, picture, sentence):
+    if picture is not None:
+        add(tmp_path / "a.png", picture)
+    with pytest.raises(ValueError, match=f"a.png.*{sentence}"):
+        f.read(tmp_path / "a.png", 64, 32)

@@ -35,6 +35,7 @@ from minidalle.data.pictures import Pictures
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # in small or capital letters
 FORMATS = ("JPEG", "PNG", "WEBP")  # what a file may hold, whatever its ending
 HELD_OUT = 0.1  # share of the pictures
+LONGEST = 2.0  # times its shorter side (SPEC 7); a longer picture would lose too much to the crop
 MAX_CAPTION = 64 * 1024  # bytes; a longer text is no caption
 MAX_PIXELS = 100_000_000  # a small file can unfold to a picture that fills the memory
 NAMED = 10  # so many of the pictures that are skipped are named
@@ -75,7 +76,7 @@ def read_caption(path: Path | None) -> str:
     return " ".join(words)
 
 
-def check_header(path: Path):
+def check_header(path: Path, aspect: float = LONGEST):
     """Raise ValueError with the reason where a picture's header, which tells its size, rules it out."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
@@ -86,8 +87,8 @@ def check_header(path: Path):
         raise ValueError("does not decode") from None
     if pixels > MAX_PIXELS:
         raise ValueError(f"over {MAX_PIXELS // 10**6} megapixels")
-    if longer > 2 * shorter:
-        raise ValueError("aspect ratio beyond 1:2")
+    if longer > aspect * shorter:
+        raise ValueError(f"aspect ratio beyond 1:{aspect:g}")
 
 
 def decode(path: Path, least: int) -> Image.Image:
@@ -115,11 +116,13 @@ def read(path: Path, height: int, width: int) -> np.ndarray:
     not decode, or has another shape than height to width (by over 2 %)."""
     if not path.is_file():
         raise ValueError(f"{path} is no file: give the path of a picture")
-    try:
-        check_header(path)
-        picture = decode(path, least=4 * max(height, width))
-    except ValueError as reason:
-        raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, as in `load`
+        try:
+            check_header(path, aspect=math.inf)
+            picture = decode(path, least=4 * max(height, width))
+        except ValueError as reason:
+            raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
     across, down = picture.size
     if not 0.98 < across * height / (down * width) < 1.02:
         raise ValueError(
