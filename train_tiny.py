@@ -84,10 +84,10 @@ def train_tiny(args: argparse.Namespace, settings: dict):
         seconds["all"] = round(time.perf_counter() - started, 1)
 
     # 7. Leave pictures and numbers.
-    sampling = dataclasses.asdict(preset.sample)
+    sampling, editing = dataclasses.asdict(preset.sample), dataclasses.asdict(preset.edit)
     plots.save_run(run, model.config, pictures, sampling)
-    about = {"results": results, "seconds": seconds, "sampling": sampling, **conditions(args, device)}
-    write_json(run.folder / "results.json", about)
+    about = {"seconds": seconds, "sampling": sampling, "editing": editing, **conditions(args, device)}
+    write_json(run.folder / "results.json", {"results": results, **about})
     report(results, seconds, run.folder)
 
 

@@ -1,6 +1,6 @@
 """minidalle: DALL-E (v1) from scratch. Read the modules in this order; each needs only those before it.
 
-    config -> bpe, data, dvae -> sequence -> attention -> transformer -> sample -> checkpoint -> train
+    config -> bpe, data, dvae -> sequence -> attention -> transformer -> sample -> clip -> checkpoint, muon -> train
            -> oracle -> evaluate -> plots
 
 Symbols, the same in every file:

@@ -8,9 +8,11 @@ python -m minidalle rank "a photo of a large red circle" one.png two.png --run r
 import argparse
 import re
 import warnings
+from operator import attrgetter
 from pathlib import Path
 
 from minidalle.cli import parse_with_settings, positive, run_command
+from minidalle.config import TWICE
 
 
 def main(argv: list[str] | None = None):
@@ -33,9 +35,14 @@ def main(argv: list[str] | None = None):
     generate.add_argument("captions", nargs="+", metavar="CAPTION")
     edit = verbs.add_parser("edit", parents=[every, drawing], help="keep the top of a picture and draw the rest")
     edit.add_argument("captions", nargs=1, metavar="CAPTION")
-    edit.add_argument("--image", type=Path, required=True, help="the picture, of the shape that the run draws")
     edit.add_argument(
-        "--rows", type=int, help="rows of codes to keep (default 15/32 of them; half in a run with sketches)"
+        "--image",
+        type=Path,
+        required=True,
+        help="the picture: of the shape that the run draws, or only what is to be kept of it",
+    )
+    edit.add_argument(
+        "--rows", type=int, help="rows of codes to keep (default 15/32 of them; half in a run on openmoji or scenes)"
     )
     rank = verbs.add_parser("rank", parents=[every], help="order pictures by how well a caption fits them")
     rank.add_argument("captions", nargs=1, metavar="CAPTION")
@@ -55,7 +62,7 @@ def draw(args: argparse.Namespace):
     from minidalle import plots
     from minidalle.checkpoint import load_clip, load_run
     from minidalle.sequence import tokenize
-    from minidalle.train import pick_device
+    from minidalle.train import decode_all, pick_device
 
     check_captions(args.captions)
     device = pick_device(args.device)
@@ -63,15 +70,16 @@ def draw(args: argparse.Namespace):
     clip = load_clip(args.run)[1].to(device) if args.rerank else None
     dvae, model = dvae.to(device), model.to(device)
     prefix = top_rows(args, preset, dvae, model.config, device) if args.verb == "edit" else None
+    usual = preset.edit if args.verb == "edit" else preset.sample
     options = {
-        name: getattr(preset.sample, name) if getattr(args, name) is None else getattr(args, name)
+        name: getattr(usual, name) if getattr(args, name) is None else getattr(args, name)
         for name in ("temperature", "top_k", "top_p", "guidance")
     }
     out = args.out or args.run / ("edited" if args.verb == "edit" else "generated")
     seeds, rows = range(args.seed, args.seed + (args.rerank or args.n)), []
     for number, caption in enumerate(args.captions, start=1):
         text = tokenize(bpe, [caption], model.config.text_len)[0]
-        images = dvae.decode(codes_of(model, text, seeds, prefix, options))
+        images = decode_all(dvae, codes_of(model, text, seeds, prefix, options), device)
         order, scores = range(len(seeds)), None
         if clip is not None:
             scores = clip.rank(text.to(device), images)
@@ -79,7 +87,7 @@ def draw(args: argparse.Namespace):
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
         for k in order:
             plots.save_png(out / f"{number:02d}-{slug}-seed{seeds[k]}.png", images[k])
-        label = "" if scores is None else f" (scores {', '.join(f'{scores[k]:.2f}' for k in order)})"
+        label = "" if scores is None else f"\nscores {', '.join(f'{scores[k]:.2f}' for k in order)}"
         rows.append((caption + label, images[torch.tensor(order)]))
     note = ", ".join(f"{name} {value}" for name, value in options.items())
     plots.save_samples(out / "sheet.png", {f"{args.run}, seeds {seeds[0]} … {seeds[-1]}": rows}, note)
@@ -106,15 +114,22 @@ def codes_of(model, text, seeds, prefix, options):
 
 def top_rows(args: argparse.Namespace, preset, dvae, config, device):
     """The codes (rows, grid) of the top of the picture that is to be edited."""
-    half = preset.data.name in ("openmoji", "scenes")  # a thing on top and its sketch below
-    rows = args.rows if args.rows is not None else config.rows // 2 if half else max(1, config.rows * 15 // 32)  # P 3.3
+    import torch.nn.functional as F
+
+    usual = config.rows // 2 if preset.data.name in TWICE else max(1, config.rows * 15 // 32)  # P 3.3
+    rows = usual if args.rows is None else args.rows
     if not 0 < rows < config.rows:
         raise ValueError(f"--rows must lie in 1 … {config.rows - 1}, as this run draws {config.rows} rows, got {rows}")
-    return dvae.encode(read_pictures([args.image], preset, device))[0, :rows]
+    kept, size = (rows * dvae.config.downsample, preset.data.width), (preset.data.height, preset.data.width)
+    image = read_picture(args.image, device, size, kept)
+    below = (0, 0, 0, size[0] - image.shape[1])  # what is not there is white
+    return dvae.encode(F.pad(image, below, value=1.0)[None])[0, :rows]
 
 
 def rank_images(args: argparse.Namespace):
     """`rank`: the files with their scores, best first."""
+    import torch
+
     from minidalle.checkpoint import load_clip, load_preset_of
     from minidalle.sequence import tokenize
     from minidalle.train import pick_device
@@ -122,23 +137,22 @@ def rank_images(args: argparse.Namespace):
     check_captions(args.captions)
     device = pick_device(args.device)
     bpe, clip = load_clip(args.run)
-    images = read_pictures(args.images, load_preset_of(args.run), device)
+    size = attrgetter("height", "width")(load_preset_of(args.run).data)
+    images = torch.stack([read_picture(path, device, size) for path in args.images])
     text = tokenize(bpe, args.captions, clip.config.context)[0].to(device)
     scores = clip.to(device).rank(text, images).tolist()
     for score, path in sorted(zip(scores, args.images), key=lambda pair: -pair[0]):
         print(f"{score:6.3f}  {path}")
 
 
-def read_pictures(paths: list[Path], preset, device):
-    """(N, 3, height, width) float32 in [0, 1], resized to what the run draws."""
-    import numpy as np
+def read_picture(path: Path, device, *sizes: tuple[int, int]):
+    """(3, height, width) float32 in [0, 1], resized to the one of the sizes (height, width) that has its shape."""
     import torch
 
     from minidalle.data.folder import read
     from minidalle.train import to_float
 
-    pictures = np.stack([read(path, preset.data.height, preset.data.width) for path in paths])
-    return to_float(torch.from_numpy(pictures).to(device))
+    return to_float(torch.from_numpy(read(path, *sizes)).to(device))
 
 
 def check_captions(captions: list[str]):

@@ -170,7 +170,8 @@ def check_hash(path: Path, metadata: dict[str, str], part: str, have: str, file:
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-FREE = ("preset.sample", "preset.train.log_every", "preset.train.save_every")  # may differ when a run is resumed
+# What may differ when a run is resumed.
+FREE = ("preset.sample", "preset.edit", "preset.train.log_every", "preset.train.save_every")
 
 
 class Run:

@@ -88,7 +88,10 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Architecture of CLIP (SPEC 6b); the defaults are the released ViT-B/32."""
+    """Architecture of CLIP (SPEC 6b); the defaults are the released ViT-B/32.
+
+    A run takes height and width of its pictures, context and vocab_size of its text; no override sets these four.
+    """
 
     embed_dim: int = 512  # E, width of the space that both towers end in
     height: int = 224  # pixels
@@ -97,7 +100,7 @@ class CLIPConfig:
     image_width: int = 768
     image_layers: int = 12
     image_heads: int = 12
-    context: int = 77  # positions of text; O: 0 = as many as the captions need
+    context: int = 77  # positions of text
     vocab_size: int = 49_408  # of text, with the end-of-text token as its last id
     text_width: int = 512
     text_layers: int = 12
@@ -233,6 +236,7 @@ class Preset:
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    edit: SampleConfig = field(default_factory=SampleConfig)  # the same, where the top of the picture is given
 
 
 # --- presets -------------------------------------------------------------------------------------------------------
@@ -246,7 +250,7 @@ TINY = Preset(
     ),
     transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=0),
     clip=CLIPConfig(
-        embed_dim=128, patch=4, image_width=96, image_layers=3, image_heads=3, context=0, text_width=96, text_layers=3,
+        embed_dim=128, patch=4, image_width=96, image_layers=3, image_heads=3, text_width=96, text_layers=3,
         text_heads=3, quick_gelu=False,
     ),
     train=TrainConfig(
@@ -257,14 +261,15 @@ TINY = Preset(
         transformer=TransformerStage(
             updates=3_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_000, warmup=100, halve_at=(),
             betas=(0.9, 0.99), weight_decay=0.05, clip=1.0, ema_decay=0.995, ema_every=1, muon_lr=0.02,
-            text_weight=0.02, caption_dropout=0.1,
+            text_weight=0.02, bpe_dropout=0.0, caption_dropout=0.1,
         ),
         clip=CLIPStage(
-            updates=900, batch_size=64, lr=1e-3, lr_updates=900, warmup=50, weight_decay=0.05, clip=1.0, muon_lr=0.01,
+            updates=500, batch_size=64, lr=1e-3, lr_updates=500, warmup=50, weight_decay=0.05, clip=1.0, muon_lr=0.01,
             alike=2, reconstructed=0.5,
         ),
     ),
     sample=SampleConfig(top_p=0.7, guidance=1.5),
+    edit=SampleConfig(top_p=0.7, guidance=1.5),
 )  # fmt: skip
 
 SMALL = Preset(
@@ -272,6 +277,10 @@ SMALL = Preset(
     data=DataConfig(pool=4_000),
     dvae=DVAEConfig(codebook_size=2048, n_hid=64),
     transformer=TransformerConfig(n_layer=12, n_head=8, n_embd=512),
+    clip=CLIPConfig(
+        embed_dim=256, patch=16, image_width=256, image_layers=6, image_heads=4, text_width=256, text_layers=6,
+        text_heads=4, quick_gelu=False,
+    ),
     train=TrainConfig(
         dvae=DVAEStage(
             updates=50_000, batch_size=16, lr=3e-4, lr_end=3e-6, lr_updates=50_000, tau_updates=30_000,
@@ -281,16 +290,20 @@ SMALL = Preset(
             updates=50_000, batch_size=16, lr_end=4.5e-6, lr_updates=50_000, warmup=1_000, halve_at=(), clip=1.0,
             ema_decay=0.999, ema_every=1,
         ),
+        clip=CLIPStage(
+            updates=20_000, batch_size=128, lr_updates=20_000, warmup=500, clip=1.0, alike=2, reconstructed=0.5
+        ),
     ),
 )  # fmt: skip
 
 PRESETS = {"tiny": TINY, "small": SMALL, "dalle-12b": Preset(name="dalle-12b")}
 
 DATA = ("shapes", "scenes", "openmoji")  # the pictures there are, beside folders of one's own: see minidalle/data
+TWICE = ("scenes", "openmoji")  # of these, where a thing can be on top and the same as a sketch below
 
 
 def lasting(**updates: int) -> dict[str, int]:
-    """Overrides for stages of so many updates; the schedules keep the shares that they have in TINY."""
+    """Overrides for stages of so many updates; but for the warm-up, schedules keep the shares that they have in TINY."""
     parts = {}
     for stage, n in updates.items():
         parts |= {f"train.{stage}.updates": n, f"train.{stage}.lr_updates": n}
@@ -302,16 +315,17 @@ def lasting(**updates: int) -> dict[str, int]:
 # What other pictures change in a preset, as overrides.
 REAL = {  # drawings by people: more to spell than in a drawn world
     "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
-    **lasting(dvae=3_200, transformer=2_200),
+    "train.transformer.bpe_dropout": 0.1, **lasting(dvae=3_200, transformer=2_200),
 }  # fmt: skip
 FOR_DATA = {
     ("tiny", "scenes"): {
         "data.height": 32, "data.width": 32, "data.vocab_size": 324, "dvae.codebook_size": 64,
-        "train.transformer.bpe_dropout": 0.0, **lasting(dvae=3_600, transformer=4_800),
+        **lasting(dvae=3_000, transformer=3_800, clip=800),
     },
     ("tiny", "openmoji"): {
-        **REAL, "data.height": 64, "train.dvae.batch_size": 16, "clip.patch": 8,  # two squares of 32 x 32
-        **lasting(dvae=2_800, transformer=1_400, clip=300),
+        **REAL, "data.height": 64, "clip.patch": 8,  # two squares of 32 x 32
+        "train.dvae.batch_size": 16, "train.transformer.batch_size": 16,
+        "data.pool": 12_000, **lasting(dvae=2_000, transformer=2_000, clip=150), "edit.top_p": 0.4,
     },
     ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},
     ("small", "openmoji"): {"data.height": 512, "train.dvae.mirror": False, "train.dvae.batch_size": 8},
@@ -339,13 +353,15 @@ def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, 
         )
     if {"data.name", "data.folder"} & {*(overrides or {})}:
         raise ValueError("data.name and data.folder are no settings of their own: choose the pictures with --data")
+    if taken := {f"clip.{key}" for key in ("height", "width", "context", "vocab_size")} & {*(overrides or {})}:
+        raise ValueError(f"{', '.join(sorted(taken))} cannot be set: CLIP takes what the other parts have")
     source, folder = (data, "") if data in DATA else ("folder", str(data))
     given = {"data.name": source, "data.folder": folder}
     for key, value in (given | FOR_DATA.get((name, source), {}) | (overrides or {})).items():
         preset = override(preset, key, value)
     check_numbers(preset)
     height, width, step = preset.data.height, preset.data.width, preset.dvae.downsample
-    for part in (preset.dvae, preset.transformer, preset.sample):
+    for part in (preset.dvae, preset.transformer, preset.sample, preset.edit):
         part.check()
     if height % step or width % step:
         raise ValueError(
@@ -421,6 +437,8 @@ def check_numbers(config, group: str = ""):
 
 def from_dict(cls, values: dict):
     """The dataclass `cls` back from what `dataclasses.asdict` made of it. Raises ValueError on unknown keys."""
+    if not isinstance(values, dict):
+        raise ValueError(f"the settings of {cls.__name__} must be an object in braces, got {values!r}")
     default = Preset(name="") if cls is Preset else cls()
     changes = {}
     for key, value in values.items():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from minidalle.bpe import BPE
 from minidalle.clip import CLIP
-from minidalle.config import Preset
+from minidalle.config import TWICE, Preset
 from minidalle.data import scenes, shapes
 from minidalle.data.pictures import Pictures
 from minidalle.dvae import DVAE, usage
@@ -29,9 +29,10 @@ WORLDS = {"shapes": shapes, "scenes": scenes}  # the data that the oracle can re
 UNSEEN = {"shapes": "pairs", "scenes": "pairs", "openmoji": "families", "folder": "held_out"}  # the headline's split
 DRAWINGS = 520  # for each split: 4 of each of the 130 captions that shapes are trained on
 CANDIDATES = 16  # drawings of a caption that CLIP chooses from
-RANKED = 96  # captions of a split for which it does
+RANKED = 128  # captions of a split for which it does
 CAPTIONS = 128  # among which CLIP has to find a picture's own
-DARK = 0.5  # a pixel whose mean over the colours, in [0, 1], is below this belongs to a line
+DARK = 0.6  # a pixel whose mean over the colours, in [0, 1], is below this belongs to a line. A stroke 0.9 pixels wide that
+# falls evenly on two leaves both at 0.55, so at a threshold of 0.5 it would not be there.
 LABELS = {  # headings of samples.png
     "train": "seen: captions that were trained on",
     "captions": "captions: never seen, of known pairs",
@@ -59,9 +60,10 @@ class Models(NamedTuple):
         """A picture of each caption with the preset's sampling: (N, 3, height, width) in [0, 1], on the CPU.
         prefix: None, or codes (N, r, grid) of the top rows, which are kept."""
         text, parts = self.text(captions), []
+        how = self.preset.sample if prefix is None else self.preset.edit
         for k in map(list, in_batches(len(captions), self.dalle.config)):
             top = None if prefix is None else prefix[k]
-            codes = generate(self.dalle, text[k], len(k), [seeds[i] for i in k], prefix=top, **vars(self.preset.sample))
+            codes = generate(self.dalle, text[k], len(k), [seeds[i] for i in k], prefix=top, **vars(how))
             parts.append(self.dvae.decode(codes).cpu())
         return torch.cat(parts)
 
@@ -91,7 +93,8 @@ def measure_dvae(models: Models, splits: dict[str, Pictures], n: int) -> tuple[d
     """reconstruction: pictures of the unseen split through the dVAE and back, read by the oracle; psnr, in dB, of the
     same. codes_used, perplexity: of the codes of all held-out pictures; counted, so without an interval."""
     unseen = splits[UNSEEN[models.preset.data.name]]
-    images, texts = unseen.images[:n], unseen.captions[:n]
+    chosen = spaced(range(len(unseen.captions)), n)
+    images, texts = unseen.images[chosen], [unseen.captions[i] for i in chosen]
     rebuilt = models.reconstruct(images)
     results = {"psnr": interval(psnr(images, rebuilt), texts)}
     if models.preset.data.name in WORLDS:
@@ -106,17 +109,18 @@ def measure_dvae(models: Models, splits: dict[str, Pictures], n: int) -> tuple[d
 
 def measure_drawings(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:
     """seen, captions, pairs: n drawings over the captions of the split, picture k with seed k; "_clean" as in `judge`.
-    tuning: the same for the split that choices are made on, so it flatters."""
-    marked = models.preset.data.name in WORLDS
+    tuning: the same for the split that choices are made on, so it flatters. Drawn worlds only; for all data, a gallery:
+    8 captions of a split with 4 drawings each."""
     results, samples = {}, {}
     for split, pictures in splits.items():
-        different = spaced(sorted(set(pictures.captions)), n if marked else 8)
-        texts = [different[i % len(different)] for i in range(n if marked else 32)]
-        drawn = models.draw(texts, range(len(texts)))
-        if marked:
-            add_verdict(results, "seen" if split == "train" else split, drawn, texts)
+        different = sorted(set(pictures.captions))
+        if models.preset.data.name in WORLDS:
+            texts = np.resize(spaced(different, n), n).tolist()  # round and round
+            add_verdict(results, "seen" if split == "train" else split, models.draw(texts, range(n)), texts)
         if split in LABELS:
-            samples[LABELS[split]] = gallery(texts, drawn)
+            samples[LABELS[split]] = [
+                (caption, models.draw([caption] * 4, range(4))) for caption in spaced(different, 8)
+            ]
     return results, {"samples": samples}
 
 
@@ -181,11 +185,11 @@ def measure_editing(models: Models, splits: dict[str, Pictures], n: int) -> tupl
 
     Where the bottom shows the same thing as a sketch: line_iou, how the drawn lines agree with the true ones;
     dvae_bound, what the dVAE's own reconstruction of the true picture reaches; chance, the sketch of another picture
-    (openmoji); completed, all attributes right (scenes).
+    (openmoji); "_1px", the same where lines that lie a pixel apart agree; completed, all attributes right (scenes).
     """
     name = models.preset.data.name
     unseen = splits[UNSEEN[name]]
-    twice = [i for i, caption in enumerate(unseen.captions) if " same " in caption]
+    twice = [i for i, caption in enumerate(unseen.captions) if name in TWICE and " same " in caption]
     rows = np.random.default_rng(0).permutation(twice or len(unseen.captions))
     rows = np.resize(rows, n) if twice else rows[:10]
     truth, texts = unseen.images[rows], [unseen.captions[i] for i in rows]
@@ -195,7 +199,8 @@ def measure_editing(models: Models, splits: dict[str, Pictures], n: int) -> tupl
     if name == "openmoji":
         rebuilt, other = decode_all(models.dvae, codes, models.device), truth.roll(1, 0)
         for figure, images in (("line_iou", drawn), ("dvae_bound", rebuilt), ("chance", other)):
-            results[figure] = interval(line_iou(images, truth), texts)
+            for suffix, tolerance in (("", 0), ("_1px", 1)):
+                results[figure + suffix] = interval(line_iou(images, truth, tolerance), texts)
     elif twice:
         add_verdict(results, "completed", drawn, texts)
     return results, {"editing": (texts[:10], as_float(truth[:10]), drawn[:10])}
@@ -217,16 +222,6 @@ def line_iou(images: torch.Tensor, truth: torch.Tensor, tolerance: int = 0) -> n
 def add_verdict(results: dict, name: str, images: torch.Tensor, captions: list[str]):
     right, clean = judge(images, captions)
     results[name], results[f"{name}_clean"] = interval(right, captions), interval(clean, captions)
-
-
-def gallery(
-    captions: list[str], images: torch.Tensor, rows: int = 8, columns: int = 4
-) -> list[tuple[str, torch.Tensor]]:
-    """`rows` captions, evenly spaced and not chosen, each with its first `columns` drawings."""
-    chosen = spaced(sorted(set(captions)), rows)
-    return [
-        (caption, images[[i for i, other in enumerate(captions) if other == caption][:columns]]) for caption in chosen
-    ]
 
 
 def spaced(items, count: int) -> list:

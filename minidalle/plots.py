@@ -67,7 +67,8 @@ def save_samples(path: Path, columns: dict[str, list[tuple[str, torch.Tensor]]],
     for c, (heading, entries) in enumerate(columns.items()):
         for r, (caption, images) in enumerate(entries):
             axes[r, c].imshow(strip(images), interpolation="nearest")
-            label = "\n".join(textwrap.wrap(textwrap.shorten(caption, 100, placeholder=" …"), 52))
+            lines = (textwrap.shorten(line, 100, placeholder=" …") for line in caption.split("\n"))
+            label = "\n".join(part for line in lines for part in textwrap.wrap(line, 52))
             axes[r, c].set_title(f"{heading}\n\n{label}" if r == 0 else label, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(note, fontsize=8, parse_math=False)
     save_figure(path, figure)
@@ -91,12 +92,15 @@ def save_rerank(path: Path, rows: list[tuple[str, torch.Tensor, torch.Tensor, np
     """For each caption its candidates (n, 3, height, width) with their scores (n,), best first; where an oracle has read
     them, right (n,) bool, its verdict stands above each."""
     n = max(len(row[1]) for row in rows)
-    figure = Figure(figsize=(0.72 * n, 1.45 * len(rows) + 0.3), layout="constrained")
+    tall = 0.75 * rows[0][1].shape[2] / rows[0][1].shape[3]
+    figure = Figure(figsize=(0.75 * n, (0.55 + tall) * len(rows) + 0.3), layout="constrained")
     for part, (caption, images, scores, right) in zip(figure.subfigures(len(rows), squeeze=False)[:, 0], rows):
         part.suptitle(textwrap.shorten(caption, 120, placeholder=" …"), fontsize=9, x=0.01, ha="left", parse_math=False)
         for k, axis in enumerate(part.subplots(1, n)):
-            axis.axis("off")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color(GREY)
             if k >= len(images):
+                axis.axis("off")
                 continue
             axis.imshow(to_array(images[k : k + 1])[0], interpolation="nearest")
             verdict = "" if right is None else "  right" if right[k] else "  wrong"
@@ -112,7 +116,7 @@ def save_editing(path: Path, captions: list[str], truth: torch.Tensor, drawn: to
     """A column for each caption: the given top half of truth (n, 3, height, width), the same finished as drawn, and truth."""
     given = truth.clone()
     given[:, :, truth.shape[2] // 2 :] = 0.85  # what is to be drawn
-    figure = Figure(figsize=(1.15 * len(captions), 2 + 3.6 * truth.shape[2] / truth.shape[3]), layout="constrained")
+    figure = Figure(figsize=(1.15 * len(captions), 1 + 3.2 * truth.shape[2] / truth.shape[3]), layout="constrained")
     axes = figure.subplots(3, len(captions), squeeze=False)
     for row, (label, images) in zip(axes, {"given": given, "drawn": drawn, "truth": truth}.items()):
         for axis, picture in zip(row, to_array(images)):

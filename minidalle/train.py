@@ -93,7 +93,8 @@ def train_clip(
     """Stage 3 (P 2.6; SPEC 6b). N pictures with captions, and their codes (N, rows, grid) int64 -> the trained CLIP.
 
     What is to be ranked comes out of the dVAE, so a share of the pictures is shown as the dVAE paints them (O). Each
-    batch consists of groups of captions that are nearly alike (`clip.neighbours`, O), one picture for each.
+    batch consists of groups of captions that are nearly alike (`clip.neighbours`, O), as far as there are such; with
+    one picture for each.
     """
     stage, (images, captions) = preset.train.clip, pictures
     config = dataclasses.replace(
@@ -114,6 +115,7 @@ def train_clip(
         words = []
         for caption in rng.choices(captions, k=-(-stage.batch_size // stage.alike)):
             words += [caption, *near(caption, stage.alike - 1, rng)]
+        words += rng.choices(captions, k=max(0, stage.batch_size - len(words)))  # where some have none alike
         words = words[: stage.batch_size]
         return images[[rng.choice(rows_of[caption]) for caption in words]], tokenize(bpe, words, config.context)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD, QuickGELU, neighbours
+from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD, QuickGELU, neighbours, sinusoids
 from minidalle.config import CLIPConfig
 from minidalle.data import scenes, shapes
 
@@ -125,6 +125,18 @@ def test_the_loss_does_not_depend_on_the_order_of_the_pairs():
     torch.testing.assert_close(model.loss(images, text).total, model.loss(images[order], text[order]).total)
 
 
+def test_places_start_as_waves_along_rows_and_columns():
+    rows, columns, width = 3, 5, 8
+    places = sinusoids(rows, columns, width)
+    assert places.shape == (15, 8)
+    for r in range(rows):
+        for c in range(columns):
+            waves = [f(at * w) for at in (r, c) for f in (math.sin, math.cos) for w in (1, 10**-0.5)]
+            assert places[r * columns + c].tolist() == pytest.approx([2**0.5 * wave for wave in waves], abs=1e-6)
+    start = CLIP(TOY).visual.positional_embedding
+    assert (start[0] == 0).all() and torch.equal(start[1:], sinusoids(4, 2, 24))
+
+
 def test_the_scale_is_capped_at_100_and_starts_at_one_over_007():
     torch.manual_seed(0)
     assert CLIP(TOY).logit_scale.exp().item() == pytest.approx(1 / 0.07)
@@ -185,6 +197,7 @@ def test_bad_input(call, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"text_heads": 3}, "text_width 20 must be a multiple of text_heads 3"), ({"patch": 3}, "cut into patches"),
+    ({"image_width": 22, "image_heads": 2}, "image_width 22 must be a multiple of 4"),
 ])  # fmt: skip
 def test_a_config_that_does_not_fit(change, message):
     with pytest.raises(ValueError, match=message):

@@ -52,6 +52,8 @@ def test_overrides_that_fit_only_together_are_taken_together():
 def test_json_of_another_version_is_refused():
     with pytest.raises(ValueError, match="unknown setting 'n_heads' of TransformerConfig"):
         from_dict(TransformerConfig, {"n_heads": 3})
+    with pytest.raises(ValueError, match="the settings of TransformerConfig must be an object in braces, got 5"):
+        from_dict(Preset, {"name": "tiny", "transformer": 5})
 
 
 def test_the_budget_scales_every_length_and_nothing_else():
@@ -78,6 +80,10 @@ def test_the_budget_scales_every_length_and_nothing_else():
         ({"name": "tiny", "overrides": {"dvae.n_hid": "6"}}, "multiple of 4"),
         ({"name": "tiny", "overrides": {"data.height": "26"}}, "use multiples of 4"),
         ({"name": "tiny", "overrides": {"data.name": "openmoji"}}, "choose the pictures with --data"),
+        (
+            {"name": "tiny", "overrides": {"clip.height": "99", "clip.context": "5"}},
+            "clip.context, clip.height cannot be",
+        ),
         ({"name": "tiny", "overrides": {"dvae.input_kernel": "4"}}, "input_kernel must be odd"),
         ({"name": "tiny", "overrides": {"transformer.kernel_size": "4"}}, "kernel_size must be odd"),
         ({"name": "tiny", "overrides": {"transformer.text_len": "1"}}, "at least 2"),

@@ -408,7 +408,7 @@ def test_line_iou_by_hand():
     images[:, :, :6] = 0  # the top half does not count
     images[:, :, 7, 1:4], truth[:, :, 7, 2:6] = 0, 0  # 3 and 4 pixels, 2 in common
     images[1, :, 10, 0] = 0.4  # dark enough, far from any line
-    images[1, :, 11, 5] = 0.6  # not dark enough
+    images[1, :, 11, 5] = 0.65  # not dark enough
     assert evaluate.line_iou(images, truth).tolist() == [pytest.approx(2 / 5), pytest.approx(2 / 6)]
     # one pixel of tolerance: all 3 drawn are met, and 3 of the 4 true ones: (3 + 3) / 2 over itself + 0 + 1
     assert evaluate.line_iou(images, truth, tolerance=1).tolist() == [pytest.approx(3 / 4), pytest.approx(3 / 5)]
@@ -419,10 +419,31 @@ def test_line_iou_by_hand():
     np.testing.assert_allclose(evaluate.line_iou(inks, inks.roll(1, 0)), expected)
 
 
-def test_gallery_is_spaced_and_not_chosen():
-    captions = [f"{i % 10}" for i in range(40)]
-    images = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 3, 1, 1)
-    rows = evaluate.gallery(captions, images, rows=4, columns=3)
-    assert [caption for caption, _ in rows] == ["0", "3", "6", "9"]
-    assert rows[1][1][:, 0, 0, 0].tolist() == [3, 13, 23]
-    assert evaluate.spaced([5, 6], 8) == [5, 6] and evaluate.spaced([5, 6, 7], 1) == [5]
+def test_the_gallery_is_spaced_and_not_chosen():
+    models = SimpleNamespace(preset=load_preset("tiny", "openmoji"))
+    models.draw = lambda captions, seeds: [(c, s) for c, s in zip(captions, seeds)]
+    pictures = SimpleNamespace(captions=[f"{i % 15:02}" for i in range(40)])
+    results, shown = evaluate.measure_drawings(models, {"train": pictures, "tuning": pictures}, 520)
+    assert results == {} and list(shown["samples"]) == [evaluate.LABELS["train"]]  # tuning is for tuning
+    rows = shown["samples"][evaluate.LABELS["train"]]
+    assert [caption for caption, _ in rows] == ["00", "02", "04", "06", "08", "10", "12", "14"]
+    assert all(drawn == [(caption, seed) for seed in range(4)] for caption, drawn in rows)
+
+
+def test_what_the_dvae_is_measured_on_is_spread_over_the_split():
+    seen = []
+    codes = lambda images: torch.zeros(len(images), 8, 8, dtype=torch.int64)  # noqa: E731
+    models = SimpleNamespace(preset=load_preset("tiny", "scenes"), encode=codes)
+    models.reconstruct = lambda images: seen.append(images) or torch.full(images.shape, 0.5)
+    captions = scenes.captions("pairs")
+    images = torch.zeros(len(captions), 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 1, 0, 0] = torch.arange(len(captions)) // 256, torch.arange(len(captions)) % 256
+    pictures = evaluate.Pictures(images, captions)
+    with pytest.MonkeyPatch.context() as patch:
+        judged = []
+        patch.setattr(evaluate, "judge", lambda images, c: judged.extend(c) or (np.ones(len(c)), np.ones(len(c))))
+        evaluate.measure_dvae(models, {"train": pictures, "pairs": pictures}, 520)
+    at = (256 * seen[0][:, 0, 0, 0].int() + seen[0][:, 1, 0, 0]).tolist()
+    assert len(at) == 520 and at[0] == 0 and at[-1] == len(captions) - 1 and [captions[i] for i in at] == judged
+    sketches = sum(caption.startswith("a sketch") for caption in judged) / 520
+    assert abs(sketches - sum(c.startswith("a sketch") for c in captions) / len(captions)) < 0.01

@@ -595,7 +595,7 @@ def test_read_resizes_the_whole_picture(tmp_path, width, height):
     halves = np.zeros((height, width, 3), np.uint8)
     halves[height // 2 :] = 255
     add(tmp_path / "a.png", halves)
-    image = f.read(tmp_path / "a.png", 64, 32)
+    image = f.read(tmp_path / "a.png", (32, 32), (64, 32))
     assert image.shape == (3, 64, 32) and image.dtype == np.uint8
     assert (image[:, :31] == 0).all() and (image[:, 33:] == 255).all()
 
@@ -604,13 +604,14 @@ def test_read_resizes_the_whole_picture(tmp_path, width, height):
     "picture, sentence",
     [
         (None, "is no file: give the path of a picture"),
+        (Image.new("RGB", (1000, 500)), "is 1000 wide and 500 high, expected"),  # not the size it is decoded at
         (b"text", "does not decode; expected a JPEG, PNG or WebP picture"),
-        (Image.new("RGB", (40, 40)), "is 40 wide and 40 high, expected the shape of this run's pictures, 32 to 64: "),
-        (Image.new("RGB", (10, 40)), "is 10 wide and 40 high, expected the shape of this run's pictures, 32 to 64: "),
+        (Image.new("RGB", (40, 40)), "is 40 wide and 40 high, expected the shape of 32 wide to 64 high: crop"),
+        (Image.new("RGB", (10, 40)), "is 10 wide and 40 high, expected the shape of 32 wide to 64 high: crop"),
     ],
 )
 def test_read_refuses_in_one_sentence(tmp_path, picture, sentence):
     if picture is not None:
         add(tmp_path / "a.png", picture)
     with pytest.raises(ValueError, match=f"a.png.*{sentence}"):
-        f.read(tmp_path / "a.png", 64, 32)
+        f.read(tmp_path / "a.png", (64, 32))

@@ -12,7 +12,7 @@ the pool, draw them. A view is (key, round): the picture's random crop of that r
 All chance is a hash of names and numbers, so the order of files on a disk changes nothing, and a picture added later
 leaves the splits and the crops of the others as they are.
 
-Crops are those of SPEC 2 ("augmentation"), and pictures over twice as long as wide, or as wide as long, are left out
+Crops are those of SPEC 2 ("augmentation"), and pictures with one side over twice as long as the other are left out
 (SPEC 7). Nothing is mirrored here, because a caption may say "left" and a picture may hold letters; the stage that
 trains the dVAE sees no captions, and may. The rest is our own choice (O). What is not noticed: one picture under two
 names, which may then be both learned and held out.
@@ -111,25 +111,24 @@ def decode(path: Path, least: int) -> Image.Image:
         raise ValueError("does not decode") from None
 
 
-def read(path: Path, height: int, width: int) -> np.ndarray:
-    """One picture by itself, resized: (3, height, width) uint8. Raises ValueError, naming it, where it is missing, does
-    not decode, or has another shape than height to width (by over 2 %)."""
+def read(path: Path, *sizes: tuple[int, int]) -> np.ndarray:
+    """One picture by itself, resized to the first of the sizes (height, width) whose shape it has, to 2 %: (3, height,
+    width) uint8. Raises ValueError, naming it, where it is missing, does not decode, or has none of these shapes."""
     if not path.is_file():
         raise ValueError(f"{path} is no file: give the path of a picture")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, as in `load`
         try:
             check_header(path, aspect=math.inf)
-            picture = decode(path, least=4 * max(height, width))
+            picture = decode(path, least=MAX_PIXELS)  # as large as it is
         except ValueError as reason:
             raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
     across, down = picture.size
-    if not 0.98 < across * height / (down * width) < 1.02:
-        raise ValueError(
-            f"{path} is {across} wide and {down} high, expected the shape of this run's pictures, {width} to {height}: "
-            "crop it first"
-        )
-    return cut(picture, (0, 0, across, down), height, width)
+    for height, width in sizes:
+        if 0.98 < across * height / (down * width) < 1.02:
+            return cut(picture, (0, 0, across, down), height, width)
+    shapes = ", or ".join(f"{width} wide to {height} high" for height, width in sizes)
+    raise ValueError(f"{path} is {across} wide and {down} high, expected the shape of {shapes}: crop it first")
 
 
 def sort_out(found: Found) -> tuple[dict[str, str], dict[str, str]]:

@@ -44,7 +44,7 @@ SAME = "same"  # the relation of a thing on top to its sketch below
 UNITS = 32  # the canvas is 32 × 32 units
 RADII = (5.0, 5.5)  # in units
 GAP = 2.0  # units between two objects, at the least
-SHIFT = 2  # units that one object may be out of line with the other, at the most
+SHIFT = 2  # units that one object may be out of line with the other, at the most, before rounding
 SAME_SHARE = 0.1  # of the training pictures; there are few such captions, but each is to be learned
 PER_SAME_CAPTION = 16  # pictures for each such caption of a held-out split; the others have one each
 
@@ -113,8 +113,8 @@ def place(scenes: list[Scene], rng: np.random.Generator) -> tuple[np.ndarray, np
     """Centres (N, 2, 2), for each of the two things (x, y), and radii (N, 2), in units.
 
     Along the line of the relation the two keep at least `GAP` between them and `MARGIN` to the border; across it they
-    are at most `SHIFT` steps out of line. All steps are whole units, as in shapes.py. "The same" has the same radius
-    and the same place in the lower half as in the upper.
+    are at most `SHIFT` steps out of line, and half a step where they differ in size. All steps are whole units, as in
+    shapes.py. "The same" has the same radius and the same place in the lower half as in the upper.
     """
     n = len(scenes)
     twice = np.array([scene.relation == SAME for scene in scenes], bool)
