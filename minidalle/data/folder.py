@@ -218,7 +218,7 @@ def view_box(size: tuple[int, int], height: int, width: int, rng: np.random.Gene
 def cut(picture: Image.Image, box: tuple[float, ...], height: int, width: int) -> np.ndarray:
     """(3, height, width) uint8: the box, shrunk by averaging (BOX) or enlarged smoothly (BICUBIC)."""
     how = Image.Resampling.BOX if box[2] - box[0] >= width else Image.Resampling.BICUBIC
-    return np.asarray(picture.resize((width, height), how, box)).transpose(2, 0, 1)
+    return np.array(picture.resize((width, height), how, box)).transpose(2, 0, 1)
 
 
 def draw(views: list[View], found: Found, height: int, width: int, seed: int) -> tuple[dict[View, np.ndarray], dict]:
