@@ -8,7 +8,6 @@ python -m minidalle rank "a photo of a large red circle" one.png two.png --run r
 import argparse
 import re
 import warnings
-from operator import attrgetter
 from pathlib import Path
 
 from minidalle.cli import parse_with_settings, positive, run_command
@@ -137,8 +136,8 @@ def rank_images(args: argparse.Namespace):
     check_captions(args.captions)
     device = pick_device(args.device)
     bpe, clip = load_clip(args.run)
-    size = attrgetter("height", "width")(load_preset_of(args.run).data)
-    images = torch.stack([read_picture(path, device, size) for path in args.images])
+    drawn = load_preset_of(args.run).data
+    images = torch.stack([read_picture(path, device, (drawn.height, drawn.width)) for path in args.images])
     text = tokenize(bpe, args.captions, clip.config.context)[0].to(device)
     scores = clip.to(device).rank(text, images).tolist()
     for score, path in sorted(zip(scores, args.images), key=lambda pair: -pair[0]):

@@ -139,8 +139,8 @@ class CLIP(nn.Module):
     """Both towers. Text ids: 0 … vocab_size - 2 are tokens, vocab_size - 1 is end-of-text, which is added here.
 
     Positions start as strong as what stands there, and those of patches as sinusoids (O). In the release they start
-    faint and without order, at width^-1/2 beside patches of about 1 and at 0.01 beside tokens of 0.02: from there, a run
-    of minutes never learned to tell "above" from "left of".
+    faint and without order, at width^-1/2 beside patches of about 1 and at 0.01 beside tokens of 0.02. From there, no try
+    of some minutes learned which of two swapped objects is where; the tries were single ones, while tuning.
     """
 
     def __init__(self, config: CLIPConfig):
