@@ -10,7 +10,7 @@ import re
 import warnings
 from pathlib import Path
 
-from minidalle.cli import parse_with_settings, positive, run_command
+from minidalle.cli import positive, run_command
 from minidalle.config import TWICE
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None):
     drawing.add_argument("--top-p", type=float, help="keep the likeliest codes up to this probability")
     drawing.add_argument("--guidance", type=float, help="1 is off (default: as the run)")
     drawing.add_argument("--rerank", type=positive(int), help="draw so many, keep the n that CLIP scores highest")
-    drawing.add_argument("--out", type=Path, help="folder for the PNGs (default: RUN/generated, RUN/edited)")
+    drawing.add_argument("--out", type=Path, help="folder for the PNGs (default: generated or edited, in the run's)")
 
     generate = verbs.add_parser("generate", parents=[every, drawing], help="draw pictures from captions")
     generate.add_argument("captions", nargs="+", metavar="CAPTION")
@@ -43,12 +43,20 @@ def main(argv: list[str] | None = None):
     edit.add_argument(
         "--rows", type=int, help="rows of codes to keep (default 15/32 of them; half in a run on openmoji or scenes)"
     )
-    rank = verbs.add_parser("rank", parents=[every], help="order pictures by how well a caption fits them")
-    rank.add_argument("captions", nargs=1, metavar="CAPTION")
-    rank.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    args, settings = parse_with_settings(parser, argv)
-    if settings:
-        parser.error(f"{args.verb} takes no settings, got {', '.join(settings)}")
+    rank = verbs.add_parser(
+        "rank",
+        parents=[every],
+        help="order pictures by how well a caption fits them",
+        description="Prints a line for each picture, best first: CLIP's score, then the file. A score is a cosine, at "
+        "most 1; compare the scores of one caption, not of two.",
+    )
+    rank.add_argument("captions", nargs=1, metavar="CAPTION", help="of the kind that the run was trained on")
+    rank.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures of the shape that the run draws, of any size"
+    )
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}: python -m minidalle {args.verb} --help lists what there is")
     if args.verb != "rank" and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
     run_command(lambda: rank_images(args) if args.verb == "rank" else draw(args))
@@ -63,9 +71,9 @@ def draw(args: argparse.Namespace):
     from minidalle.sequence import tokenize
     from minidalle.train import decode_all, pick_device
 
-    check_captions(args.captions)
     device = pick_device(args.device)
     preset, bpe, dvae, model = load_run(args.run)
+    check_captions(args.captions, bpe)
     clip = load_clip(args.run)[1].to(device) if args.rerank else None
     dvae, model = dvae.to(device), model.to(device)
     prefix = top_rows(args, preset, dvae, model.config, device) if args.verb == "edit" else None
@@ -84,13 +92,19 @@ def draw(args: argparse.Namespace):
             scores = clip.rank(text.to(device), images)
             order = scores.argsort(descending=True)[: args.n].tolist()
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
+        label = ""
         for k in order:
-            plots.save_png(out / f"{number:02d}-{slug}-seed{seeds[k]}.png", images[k])
-        label = "" if scores is None else f"\nscores {', '.join(f'{scores[k]:.2f}' for k in order)}"
+            path = out / f"{number:02d}-{slug}-seed{seeds[k]}.png"
+            plots.save_png(path, images[k])
+            if scores is not None:
+                print(f"{scores[k]:6.3f}  {path}")
+        if scores is not None:
+            label = f"\nseed (score): {', '.join(f'{seeds[k]} ({scores[k]:.2f})' for k in order)}"
         rows.append((caption + label, images[torch.tensor(order)]))
     note = ", ".join(f"{name} {value}" for name, value in options.items())
     plots.save_samples(out / "sheet.png", {f"{args.run}, seeds {seeds[0]} … {seeds[-1]}": rows}, note)
-    print(f"{len(args.captions) * args.n} pictures and sheet.png in {out} ({note})")
+    count = len(args.captions) * args.n
+    print(f"{count} picture{'' if count == 1 else 's'} and sheet.png in {out} ({note})")
 
 
 def codes_of(model, text, seeds, prefix, options):
@@ -133,9 +147,9 @@ def rank_images(args: argparse.Namespace):
     from minidalle.sequence import tokenize
     from minidalle.train import pick_device
 
-    check_captions(args.captions)
     device = pick_device(args.device)
     bpe, clip = load_clip(args.run)
+    check_captions(args.captions, bpe)
     drawn = load_preset_of(args.run).data
     images = torch.stack([read_picture(path, device, (drawn.height, drawn.width)) for path in args.images])
     text = tokenize(bpe, args.captions, clip.config.context)[0].to(device)
@@ -154,13 +168,16 @@ def read_picture(path: Path, device, *sizes: tuple[int, int]):
     return to_float(torch.from_numpy(read(path, *sizes)).to(device))
 
 
-def check_captions(captions: list[str]):
+def check_captions(captions: list[str], bpe):
+    """Raise ValueError for an empty caption; warn of words that the run cannot know well."""
     for caption in captions:
         if not caption.strip():
             raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
-        if not caption.isascii():
+        words = dict.fromkeys(re.findall("[a-z]+|[^a-z ]+", caption.lower()))  # each once
+        if strange := [word for word in words if len(bpe.encode(word)) > 1]:
             warnings.warn(
-                f"{caption!r} is not plain ASCII: the model reads such characters as bytes that it hardly knows",
+                f"the model reads {', '.join(map(repr, strange))} in pieces, having seen it rarely or never: what it "
+                "draws may not show it",
                 stacklevel=1,
             )
 

@@ -14,7 +14,9 @@ def parse_with_settings(parser: argparse.ArgumentParser, argv: list[str] | None)
     for item in rest:
         key, equals, value = item.removeprefix("--").partition("=")
         if not item.startswith("--") or "." not in key or not equals:
-            parser.error(f"unknown argument {item!r}: settings are written as --transformer.n_layer=4")
+            parser.error(
+                f"unknown argument {item!r}: --help lists the options, and settings are written as --transformer.n_layer=4"
+            )
         settings[key] = value
     return args, settings
 
