@@ -5,7 +5,7 @@ GPU at hand, the order in which the column mask wants its image told, and the `a
 `tiled.py`, the kernels in `forward.py` and `backward.py`.
 
 What it promises: sums in float32 whatever the dtype; the same inputs give the same bits, and each head's bits do not
-depend on what else is in the batch; nothing of size T × T is stored, and no tile is read that the mask leaves empty.
+depend on what else is in the batch; nothing of size T × T is stored, and no tile outside the mask's band is read.
 """
 
 import difflib
@@ -76,19 +76,18 @@ class Tiles(NamedTuple):
 
 # The tiles were chosen by what the compiler makes of them (`bench.py` counts it), at D = 64 in 16 bits: no register
 # spilled in a loop, 8 warps or more on a multiprocessor, fewest instructions beside those of the tensor cores.
-#                     Ampere, Ada, consumer Blackwell        Hopper, data-centre Blackwell
 FORWARD = {"pointers": Tiles(128, 64, 4), "descriptors": Tiles(64, 128, 4)}
 QUERIES = {"pointers": Tiles(128, 32, 4), "descriptors": Tiles(64, 64, 4)}  # backward_queries
 KEYS = {"pointers": Tiles(32, 128, 4), "descriptors": Tiles(64, 64, 4)}  # backward_keys
 
 
 def tiles_for(table: dict[str, Tiles], loads: str, D: int, dtype: torch.dtype) -> Tiles:
-    """The table's tiles, smaller where an entry or a row is larger, so that registers and shared memory still hold them."""
+    """The table's tiles, smaller where an entry or a row is larger, so that shared memory still holds them."""
     tiles = table[loads]
     if dtype == torch.float32:
-        tiles = Tiles(32, 32, tiles.num_warps, 2)
+        tiles = Tiles(32, 32, 8 if D == 128 else 4)
     elif D == 128:
-        tiles = Tiles(min(tiles.BLOCK_M, 64), min(tiles.BLOCK_N, 64), tiles.num_warps, 2)
+        tiles = Tiles(min(tiles.BLOCK_M, 64), min(tiles.BLOCK_N, 64), tiles.num_warps)
     return tiles
 
 
@@ -99,15 +98,38 @@ def interpreted() -> bool:
 
 def check(q, k, v, mask, text_len, grid, kernel_size, scale):
     """Raise ValueError or ImportError, in one sentence, for what the kernels cannot do."""
-    if triton is None:
-        raise ImportError("fused_attention needs Triton, which Linux has: use scaled_dot_product_attention here")
+    check_tensors(q, k, v)
+    check_mask(mask, text_len, grid, kernel_size, scale)
+    B, H, T, D = q.shape
+    if k.shape != q.shape or v.shape != q.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v must all be of one shape (B, H, T, D), got {shapes}")
+    if T < 1 or text_len > T or (T - text_len) % grid or B * H < 1:
+        raise ValueError(
+            f"q of shape {tuple(q.shape)} does not hold text_len = {text_len} positions and whole rows of grid = {grid}: "
+            "T must be text_len + rows · grid, and no dimension empty"
+        )
+
+
+def check_mask(mask, text_len, grid, kernel_size, scale):
     if mask not in MASKS:
         near = difflib.get_close_matches(str(mask), MASKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"unknown mask {mask!r}{hint}: expected one of {', '.join(MASKS)}")
-    if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape:
+    if text_len < 0 or grid < 1:
+        raise ValueError(f"text_len must be 0 or more and grid at least 1, got {text_len} and {grid}")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
+    if scale is not None and not 1e-6 <= scale <= 1e6:
+        raise ValueError(f"scale must lie in 10⁻⁶ … 10⁶, got {scale}: multiply q by what is missing")
+
+
+def check_tensors(q, k, v):
+    if triton is None:
+        raise ImportError("our attention kernels need Triton, which Linux has: use scaled_dot_product_attention here")
+    if any(x.dim() != 4 for x in (q, k, v)):
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v must all be of one shape (B, H, T, D), got {shapes}")
+        raise ValueError(f"q, k and v must all have four dimensions (B, H, T, D), got {shapes}")
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in DTYPES:
         names = ", ".join(str(x.dtype).removeprefix("torch.") for x in (q, k, v))
         raise ValueError(f"q, k and v must all be float16, bfloat16 or float32, got {names}: convert them with .to()")
@@ -115,18 +137,9 @@ def check(q, k, v, mask, text_len, grid, kernel_size, scale):
         raise ValueError(
             f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}: move them with .to()"
         )
-    B, H, T, D = q.shape
-    if D not in HEAD_WIDTHS:
-        raise ValueError(f"the width of a head must be 16, 32, 64 or 128, got {D}: pad q, k and v with zeros")
-    if text_len < 0 or grid < 1 or T < 1 or text_len > T or (T - text_len) % grid or B * H < 1:
-        raise ValueError(
-            f"q of shape {tuple(q.shape)} does not hold text_len = {text_len} positions and whole rows of grid = {grid}: "
-            "T must be text_len + rows · grid, and no dimension empty"
-        )
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
-    if scale is not None and not 1e-6 <= scale <= 1e6:
-        raise ValueError(f"scale must lie in 10⁻⁶ … 10⁶, got {scale}: multiply q by what is missing")
+    widths = {x.shape[3] for x in (q, k, v)}
+    if len(widths) > 1 or not widths <= {*HEAD_WIDTHS}:
+        raise ValueError(f"heads must all be 16, 32, 64 or 128 wide, got {sorted(widths)}: pad q, k and v with zeros")
     if q.device.type == "cpu" and not interpreted():
         raise ValueError(
             "q is on the CPU, where Triton's kernels run only if TRITON_INTERPRET=1 was set before `import triton`: "
@@ -210,9 +223,9 @@ def how(loads: str, dtype: torch.dtype) -> dict:
 
 
 def loads_for(x: torch.Tensor) -> str:
-    """Hopper and data-centre Blackwell have a copy unit that takes descriptors; others, and the interpreter, do not."""
+    """By "descriptors" on Hopper and data-centre Blackwell, in 16 bits; else, and in the interpreter, by "pointers"."""
     hopper = x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
-    return "descriptors" if hopper else "pointers"
+    return "descriptors" if hopper and x.dtype != torch.float32 else "pointers"
 
 
 def on(device: torch.device):
@@ -225,8 +238,9 @@ def on(device: torch.device):
 
 def ready(x: torch.Tensor) -> torch.Tensor:
     """x as the kernels read it: rows contiguous, everything on a boundary of 16 bytes; a copy only if it is not so."""
-    even = all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
-    return x if x.stride(3) == 1 and even and x.data_ptr() % 16 == 0 else x.contiguous()
+    even = all(stride and stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+    fits = x.stride(3) == 1 and even and x.data_ptr() % 16 == 0
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def told(x: torch.Tensor, shape: Shape) -> torch.Tensor:

@@ -19,7 +19,7 @@ try:
 except ImportError:  # macOS and Windows have no Triton
     triton = None
 
-from kernels.attention import DTYPES, HEAD_WIDTHS, on
+from kernels.attention import check_mask, check_tensors, on
 
 PER_SPLIT = 128  # keys that a program reads at most, if all of T are seen
 BLOCK = 32  # keys that it reads at a time
@@ -39,22 +39,22 @@ def decode_attention(
     """Attention of the last position of the stream so far. q (B, H, 1, D); k, v (B, H, t, D), the cache up to and with
     that position, any strides but 1 along D. rows of the whole grid: `grid` if None. Returns (B, H, 1, D).
 
-    Raises ValueError for shapes, dtypes or masks as `fused_attention` does.
+    For sampling: it has no gradient. Raises ValueError for shapes, dtypes or masks as `fused_attention` does.
     """
+    check_tensors(q, k, v)
+    check_mask(mask, text_len, grid, kernel_size, scale)
     B, H, _, D = q.shape
-    t = k.shape[2]
-    if q.shape[2] != 1 or k.shape != (B, H, t, D) or v.shape != k.shape or t < 1:
+    t, rows = k.shape[2], grid if rows is None else rows
+    if q.shape[2] != 1 or k.shape != (B, H, t, D) or v.shape != k.shape or not 1 <= t <= text_len + rows * grid:
         raise ValueError(
-            f"expected q (B, H, 1, D) and k, v (B, H, t, D), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+            f"expected q (B, H, 1, D) and k, v (B, H, t, D) with t in 1 … {text_len + rows * grid}, the stream's length, "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
-    if D not in HEAD_WIDTHS or q.dtype not in DTYPES or {k.dtype, v.dtype} != {q.dtype}:
-        raise ValueError(
-            f"expected one dtype of float16, bfloat16, float32 and D of 16, 32, 64 or 128, got {q.dtype}, {k.dtype}, "
-            f"{v.dtype} and {D}"
-        )
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise ValueError("decode_attention has no gradient: call it under torch.no_grad(), or use fused_attention")
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     half = kernel_size // 2
-    splits = split_count(mask, text_len, grid, grid if rows is None else rows, half)
+    splits = split_count(mask, text_len, grid, rows, half)
     count = key_count(mask, t - 1, text_len, grid, half)
     o = torch.empty(B, H, 1, D, dtype=q.dtype, device=q.device)
     parts = torch.empty(B * H, splits, D + 2, dtype=torch.float32, device=q.device)
@@ -111,7 +111,7 @@ if triton is not None:
         j = tl.where((j >= 0) & (j <= i), j + TEXT, -1)
         return tl.where(n < TEXT, tl.where(n <= position, n, -1), j)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["position", "count"])  # they change with every token: one program for all
     def decode_split(
         Q, K, V, PARTS,
         stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh, stride_kt, stride_vt,

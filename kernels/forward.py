@@ -38,8 +38,8 @@ import triton.language as tl
 def rows_of(base, stride, T: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, DESCRIPTORS: tl.constexpr):
     """What `load_tile` reads from: base points to (T, D) with rows `stride` elements apart.
 
-    A descriptor tells Hopper's copy unit (TMA) the whole matrix, so that one thread fetches a tile; older GPUs get
-    (BLOCK, D) pointers.
+    A descriptor tells Hopper's copy unit (TMA) the whole matrix, so that one thread fetches a tile; others get (BLOCK, D)
+    pointers.
     """
     if DESCRIPTORS:
         return tl.make_tensor_descriptor(base, [T, D], [stride, 1], [BLOCK, D])
@@ -77,17 +77,25 @@ def first_key(i, KIND: tl.constexpr, TEXT: tl.constexpr, GRID: tl.constexpr, ROW
 def near_bits(position, TEXT: tl.constexpr, GRID: tl.constexpr, HALF: tl.constexpr):
     """For conv: 32 bits, of which bit c is set if positions that are c modulo 32 are near `position` in a row of the grid.
 
-    Near are those up to HALF to the left and right, counted on around the ends of a row as P Fig. 11 does. If GRID
-    divides 32, so does the word; else this returns the position, for `hide` to count from. For text all bits are set.
+    Near are those up to HALF to the left and right, counted on around the ends of a row as P Fig. 11 does; so the
+    pattern repeats every GRID bits. Where GRID does not divide 32 there is no such word: this returns the position, for
+    `hide` to count from. A position in the text is near everything.
     """
     if 32 % GRID != 0:
         return position
-    ones = tl.full(position.shape, 0xFFFFFFFF, tl.uint32)
-    bits = ones * 0
-    for turn in tl.static_range(0, 32, GRID):
-        bits |= ones & (((1 << (2 * HALF + 1)) - 1 << turn) % 2**32)
-    start = ((position - HALF) & 31).to(tl.uint32)
-    return tl.where(position < TEXT, ones, (bits << start) | (bits >> ((32 - start) & 31)))
+    else:
+        ones = tl.full(position.shape, 0xFFFFFFFF, tl.uint32)
+        bits = ones * 0
+        for turn in tl.static_range(0, 32, GRID):
+            bits |= ones & (((1 << (2 * HALF + 1)) - 1 << turn) % 2**32)
+        start = ((position - HALF) & 31).to(tl.uint32)
+        return tl.where(position < TEXT, ones, (bits << start) | (bits >> ((32 - start) & 31)))
+
+
+@triton.jit
+def smaller(a, b):
+    """The minimum; NaN if one is NaN, where a GPU would else take the other and hide that something went wrong."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -102,8 +110,8 @@ def hide(
     is done to them alone costs next to nothing, and what is done to every score as much as the softmax itself. So:
 
     A band is no comparison but a parabola, r² - (x - middle)²: positive inside and negative outside. Times 2⁹⁶ it is
-    more, or less, than any score, and the score's minimum with it is what is wanted: three instructions a score. All
-    numbers in it are halves times a power of two, so exact.
+    more, or less, than any score, and the score's minimum with it is what is wanted: three instructions a score. What
+    is squared are halves times a power of two, so that near zero, where the sign turns, nothing is rounded away.
     conv is a word of bits for every 32 positions, and a score's bit, shifted up to the sign and spread, selects it.
     """
     FAR: tl.constexpr = 2.0**48
@@ -121,11 +129,11 @@ def hide(
         s = (s.to(tl.int32, bitcast=True) & seen) | (~seen & -0x800000)  # 0xff800000 is -∞
         return s.to(tl.float32, bitcast=True)
     elif KIND == "causal":
-        return tl.minimum(s, (high - corner + 0.5) * (FAR * FAR) - x * (FAR * FAR))
+        return smaller(s, (high - corner + 0.5) * (FAR * FAR) - x * (FAR * FAR))
     else:
         off = x * FAR - (low + high - 2 * corner) * (0.5 * FAR)
         radius = (high - low + 1) * (0.5 * FAR)
-        s = tl.minimum(s, radius * radius - off * off)
+        s = smaller(s, radius * radius - off * off)
         if KIND == "conv" and GRID > 2 * HALF + 1:  # a row of the grid fits no word: count around its ends
             aside = (x + corner - near + HALF + 65536 * GRID) % GRID
             s = tl.where((aside <= 2 * HALF) | (near < TEXT), s, float("-inf"))
@@ -175,7 +183,8 @@ def band_scores(
     band = hide(s, x, low[:, None], i[:, None], near[:, None], n0, KIND, TEXT, GRID, HALF, BLOCK_N)
     if EDGE:  # text and image in one tile: keys of the text up to i are seen as well
         text_end = tl.minimum(i, TEXT - 1)[:, None]
-        band = tl.maximum(band, tl.minimum(s, (text_end - n0 + 0.5) * 2.0**96 - x * 2.0**96))
+        text = smaller(s, (text_end - n0 + 0.5) * 2.0**96 - x * 2.0**96)
+        band = tl.maximum(band, text, propagate_nan=tl.PropagateNan.ALL)
     return band
 
 

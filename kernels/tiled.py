@@ -1,8 +1,9 @@
 """The kernels' algorithm as PyTorch loops over tiles: what `forward.py` and `backward.py` do, without the GPU in the way.
 
 In: q, k, v (T, D) of one head, in any float dtype, and a mask (T, T) bool. The names are those of the kernels, and a line
-here is a line there; only *which* tiles are visited is asked of the mask itself, while a kernel knows it beforehand. The
-derivations stand in the kernels' docstrings. It is held to the formula in `reference.py`, and the kernels to both.
+here is a line there, but for two things: which tiles are visited is asked of the mask itself here, while a kernel
+computes it, and does those without a mask in a loop of their own; and on Hopper the product with v comes one tile later
+(`BEHIND`). The derivations stand in the kernels' docstrings. It is held to the formula in `reference.py`, and the kernels to both.
 """
 
 import math

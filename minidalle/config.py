@@ -69,6 +69,7 @@ class TransformerConfig:
     codebook_size: int = 8192  # K, image tokens, P 2.1
     masks: str = "dalle"  # the paper's row, column and conv masks, P B.1; O: "causal" everywhere
     kernel_size: int = 11  # of the conv mask, P Fig. 11
+    backend: str = "auto"  # O: what computes attention: "triton", "sdpa" (PyTorch), or the first on a GPU that can
 
     def check(self):
         """Raise ValueError where no model can be built; DALLE and `load_preset` call it."""
@@ -80,6 +81,8 @@ class TransformerConfig:
             )
         if self.masks not in ("dalle", "causal"):
             raise ValueError(f"transformer.masks must be 'dalle' or 'causal', got {self.masks!r}")
+        if self.backend not in ("auto", "triton", "sdpa"):
+            raise ValueError(f"transformer.backend must be 'auto', 'triton' or 'sdpa', got {self.backend!r}")
 
     @property
     def n_image(self) -> int:
@@ -324,9 +327,9 @@ FOR_DATA = {
     },
     ("tiny", "openmoji"): {
         **REAL, "data.height": 64, "clip.patch": 8,  # two squares of 32 x 32
-        "train.dvae.batch_size": 16, "train.transformer.batch_size": 16,
-        "data.pool": 12_000, **lasting(dvae=4_000, transformer=1_400, clip=150),
-        "edit.temperature": 0.5, "edit.top_p": 0.4, "edit.guidance": 1.0,  # there is one right line art
+        "train.dvae.batch_size": 8, "train.transformer.batch_size": 16,
+        "data.pool": 12_000, **lasting(dvae=6_000, transformer=1_300, clip=100),
+        "edit.temperature": 0.2, "edit.top_p": 0.4, "edit.guidance": 1.0,  # there is one right line art
     },
     ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},
     ("small", "openmoji"): {"data.height": 512, "train.dvae.mirror": False, "train.dvae.batch_size": 8},
