@@ -1,4 +1,4 @@
-"""What `kernel_static.py` is to compile: our kernels as `kernels/attention.py` launches them, and nothing else.
+"""What `kernel_static.py` is to compile: the attention kernels as `kernels/attention.py` launches them.
 
     python benchmarks/kernel_static.py benchmarks/kernels_spec.py --loops all
 
@@ -31,11 +31,12 @@ BARS = {  # what may not get worse, in the loop that runs most; `--check` holds 
 }
 
 
-def entry(name: str, kind: str, loads: str) -> dict:
+def entry(name: str, kind: str, loads: str, D: int = 64, dtype: torch.dtype = torch.bfloat16, **shape: int) -> dict:
+    """One kernel for `kernel_static.py`; shape: what differs from the paper's stream, such as GRID=12."""
     function, table, pointers, letters = KERNELS[name]
-    tiles = tiles_for(table, loads, 64, torch.bfloat16)
-    floats = ("M", "LOG_L", "DELTA")
-    signature = {pointer: "*fp32" if pointer in floats else "*bf16" for pointer in pointers.split()}
+    tiles = tiles_for(table, loads, D, dtype)
+    floats, pointer_type = ("M", "LOG_L", "DELTA"), {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
+    signature = {pointer: "*fp32" if pointer in floats else pointer_type for pointer in pointers.split()}
     strides = {f"stride_{letter}{axis}": "i32" for letter in letters for axis in "bht"}
     scales = {"scale": "fp32"} | ({} if name == "forward" else {"scale_natural": "fp32"})
     return {
@@ -44,10 +45,10 @@ def entry(name: str, kind: str, loads: str) -> dict:
         "signature": signature | strides | {"H": "i32"} | scales,
         "div16": list(strides),
         "constexprs": {
-            "KIND": kind, "TEXT": 256, "GRID": 32, "ROWS": 32, "HALF": 5, "D": 64,
+            "KIND": kind, "TEXT": 256, "GRID": 32, "ROWS": 32, "HALF": 5, "D": D,
             "BLOCK_M": tiles.BLOCK_M, "BLOCK_N": tiles.BLOCK_N,
             "DESCRIPTORS": loads == "descriptors", "PRECISION": "ieee",
-        } | ({"BEHIND": loads == "descriptors"} if name == "forward" else {}),
+        } | ({"BEHIND": loads == "descriptors"} if name == "forward" else {}) | shape,
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
         "targets": TARGETS[loads],
@@ -55,11 +56,9 @@ def entry(name: str, kind: str, loads: str) -> dict:
     }  # fmt: skip
 
 
-folder = Path(__file__).resolve().parent.parent / "kernels"
-SPECS = [
-    {
-        "file": str(folder / ("forward.py" if name == "forward" else "backward.py")),
-        "kernels": [entry(name, kind, loads) for kind in MASKS for loads in TARGETS],
-    }
-    for name in KERNELS
-]
+def spec(name: str, entries: list[dict]) -> dict:
+    folder = Path(__file__).resolve().parent.parent / "kernels"
+    return {"file": str(folder / ("forward.py" if name == "forward" else "backward.py")), "kernels": entries}
+
+
+SPECS = [spec(name, [entry(name, kind, loads) for kind in MASKS for loads in TARGETS]) for name in KERNELS]

@@ -128,7 +128,10 @@ def query_tiles(
     """For the keys from n0 on: where the queries that see some of them begin, where whole tiles begin, where all ends."""
     T: tl.constexpr = TEXT + ROWS * GRID
     end = last_query(tl.minimum(n0 + BLOCK_N, T) - 1, KIND, TEXT, GRID, ROWS, HALF) + 1
-    end = tl.where(n0 < TEXT, T, end)
+    # T itself, but as a number that the compiler cannot know: with a constant here, that of Triton 3.7 lets Hopper's
+    # products of the causal mask wait for each other.
+    all_later = tl.minimum(tl.num_programs(1) * BLOCK_N, T)
+    end = tl.where((n0 < TEXT) | (KIND == "causal"), all_later, end)
     seen_by_all_later = (n0 + BLOCK_N <= TEXT) | (KIND == "causal")
     whole = tl.minimum(tl.cdiv(n0 + BLOCK_N - 1, BLOCK_M) * BLOCK_M, end)
     return n0 // BLOCK_M * BLOCK_M, tl.where(seen_by_all_later, whole, end), end
@@ -189,9 +192,14 @@ def backward_keys(
             s = hide(s, -x[None, :], j[:, None], -j[:, None], near, -m0, KIND, TEXT, GRID, HALF, BLOCK_M)
         else:
             s = hide(s, x[None, :], j[:, None], last[:, None], near[:, None], m0, KIND, TEXT, GRID, HALF, BLOCK_M)
+        if (
+            DESCRIPTORS
+        ):  # Hopper multiplies this while the exponentials are taken; elsewhere it would only take registers
+            dp = tl.dot(v, do.T, input_precision=PRECISION)
         p = probabilities(s, m[None, :], log_l[None, :], scale, EXACT)  # (BLOCK_N, BLOCK_M)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
-        dp = tl.dot(v, do.T, input_precision=PRECISION)
+        if not DESCRIPTORS:
+            dp = tl.dot(v, do.T, input_precision=PRECISION)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     for m0 in range(whole, end, BLOCK_M):
@@ -201,9 +209,14 @@ def backward_keys(
         log_l = load_numbers(LOG_L + head * T, m0 + x, T, BLOCK_M) if EXACT else m
         delta = load_numbers(DELTA + head * T, m0 + x, T, BLOCK_M)
         s = transposed_scores(k, q, EXACT, PRECISION)
+        if (
+            DESCRIPTORS
+        ):  # Hopper multiplies this while the exponentials are taken; elsewhere it would only take registers
+            dp = tl.dot(v, do.T, input_precision=PRECISION)
         p = probabilities(s, m[None, :], log_l[None, :], scale, EXACT)  # (BLOCK_N, BLOCK_M)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
-        dp = tl.dot(v, do.T, input_precision=PRECISION)
+        if not DESCRIPTORS:
+            dp = tl.dot(v, do.T, input_precision=PRECISION)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
 

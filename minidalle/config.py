@@ -328,8 +328,8 @@ FOR_DATA = {
     ("tiny", "openmoji"): {
         **REAL, "data.height": 64, "clip.patch": 8,  # two squares of 32 x 32
         "train.dvae.batch_size": 8, "train.transformer.batch_size": 16,
-        "data.pool": 12_000, **lasting(dvae=6_000, transformer=1_300, clip=100),
-        "edit.temperature": 0.2, "edit.top_p": 0.4, "edit.guidance": 1.0,  # there is one right line art
+        "data.pool": 12_000, **lasting(dvae=6_000, transformer=1_300, clip=150),
+        "edit.temperature": 0.5, "edit.top_p": 0.4, "edit.guidance": 1.0,  # there is one right line art
     },
     ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},
     ("small", "openmoji"): {"data.height": 512, "train.dvae.mirror": False, "train.dvae.batch_size": 8},

@@ -187,17 +187,8 @@ def kl_to_uniform(logits: torch.Tensor) -> torch.Tensor:
 class DVAELoss(NamedTuple):
     total: torch.Tensor  # scalar, nats per pixel value: what is minimised
     nll: torch.Tensor  # scalar, -ln p(x | z) per pixel value
-    logits: torch.Tensor  # (B, K, rows, grid), of the encoder, without noise
-
-    @property
-    def kl(self) -> torch.Tensor:
-        """Scalar, mean KL per cell in nats; like `codes` computed only when asked for: over K codes neither is cheap."""
-        return kl_to_uniform(self.logits).mean()
-
-    @property
-    def codes(self) -> torch.Tensor:
-        """(B, rows, grid) int64, the plain argmax, for counting."""
-        return self.logits.argmax(dim=1)
+    kl: torch.Tensor  # scalar, mean KL per cell in nats
+    codes: torch.Tensor  # (B, rows, grid) int64, the plain argmax, for counting
 
 
 def usage(codes: torch.Tensor, codebook_size: int) -> dict[str, float]:
@@ -258,11 +249,9 @@ class DVAE(nn.Module):
         x = map_pixels(images)
         bernoulli = self.config.likelihood == "bernoulli"  # then ln b is not used
         nll = (bernoulli_nll(x, mu) if bernoulli else logit_laplace_nll(x, mu, ln_b)).mean()
-        total = nll
-        if kl_weight:
-            cells_per_value = logits[0, 0].numel() / images[0].numel()  # 1/192 at 256 px, 32 x 32 codes
-            total = nll + kl_weight * cells_per_value * kl_to_uniform(logits).mean()
-        return DVAELoss(total, nll, logits)
+        kl = kl_to_uniform(logits).mean()
+        cells_per_value = logits[0, 0].numel() / images[0].numel()  # 1/192 at 256 px, 32 x 32 codes
+        return DVAELoss(nll + kl_weight * cells_per_value * kl, nll, kl, logits.argmax(dim=1))
 
 
 # --- the schedules -------------------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@ On a CPU they run in Triton's interpreter (conftest.py), on a GPU as compiled. `
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ from minidalle.transformer import DALLE  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GEOMETRIES = [  # text_len, grid, rows, kernel_size
     (0, 1, 1, 11), (1, 4, 4, 3), (13, 8, 8, 3), (16, 8, 8, 3), (13, 8, 5, 11), (5, 40, 3, 11), (64, 32, 3, 11),
-    (112, 12, 12, 5), (40, 1, 0, 3),
+    (112, 12, 2, 5), (40, 1, 0, 3),
 ]  # fmt: skip
 FULL = (256, 32, 32, 11)
 
@@ -62,7 +65,7 @@ def test_attention_and_its_gradients_are_as_exact_as_pytorchs(kind, geometry, lo
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("D", [32, 64, 128])
+@pytest.mark.parametrize("D", [32, 128])
 @pytest.mark.parametrize("kind", ["row", "conv"])
 def test_head_widths_and_dtypes(kind, D, dtype, loads):
     for error, fair in errors(kind, 13, 8, 8, 3, *inputs(77, D=D, H=1, dtype=dtype)):
@@ -74,7 +77,7 @@ def test_head_widths_and_dtypes(kind, D, dtype, loads):
 def test_logits_of_ten_thousand(kind, dtype, gain):
     """Beside a score of ±10⁴ the last digit of float32 is 10⁻³, so dk, which holds q, is compared in units of q."""
     text_len, grid, rows, kernel_size = 13, 8, 8, 3
-    q, k, v, do = inputs(text_len + rows * grid, H=4, dtype=dtype, gain=gain)
+    q, k, v, do = inputs(text_len + rows * grid, H=2, dtype=dtype, gain=gain)
     assert (q.float() @ k.float().mT / 4).abs().max() > 5e3
     mask = dense_mask(kind, text_len, grid, rows, kernel_size).to(DEVICE)
     exact = with_gradients(lambda *x: attention(*x, mask), q.double(), k.double(), v.double(), do.double())
@@ -89,6 +92,12 @@ def test_logits_of_ten_thousand(kind, dtype, gain):
 @pytest.mark.parametrize("kind", ["row", "column"])
 def test_the_full_stream(kind):
     for error, fair in errors(kind, *FULL, *inputs(1280, D=64, H=1, dtype=torch.float16)):
+        assert error <= fair
+
+
+@pytest.mark.parametrize("kind", ["column", "conv"])
+def test_a_grid_that_divides_no_tile(kind):
+    for error, fair in errors(kind, 112, 12, 12, 5, *inputs(256, H=1)):
         assert error <= fair
 
 
@@ -231,7 +240,7 @@ def load_kernels(folder: Path, changes: dict[str, tuple[str, str]]):
         path.write_text(text)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         modules[name] = importlib.util.module_from_spec(spec)
-        pytest.MonkeyPatch().setitem(importlib.import_module("sys").modules, path.stem, modules[name])
+        pytest.MonkeyPatch().setitem(sys.modules, path.stem, modules[name])
         spec.loader.exec_module(modules[name])
     return modules
 
@@ -265,6 +274,23 @@ def test_an_unmasked_tail_is_caught(tmp_path, monkeypatch, loads):
     monkeypatch.setattr(launcher, "attention_forward", modules["forward"].attention_forward)
     with pytest.raises(AssertionError):
         test_no_memory_beside_the_buffers_is_read_or_written("causal", (13, 8, 5, 3), loads, monkeypatch)
+
+
+def test_they_compile_for_gpus_at_uneven_sizes(tmp_path):
+    """The interpreter takes what a compiler would not: types that differ between branches, say."""
+    root = Path(launcher.__file__).parent.parent
+    (tmp_path / "spec.py").write_text(
+        f"import sys, torch; sys.path.insert(0, {str(root / 'benchmarks')!r})\n"
+        "from kernels_spec import entry, spec\n"
+        "uneven = dict(TEXT=13, GRID=12, ROWS=5, HALF=2)\n"
+        "forms = [('pointers', 128, torch.float32, 80), ('descriptors', 16, torch.bfloat16, 90)]\n"
+        "SPECS = [spec(name, [entry(name, 'conv', loads, D, dtype, **uneven) | {'targets': [target], 'bars': {}} "
+        "for loads, D, dtype, target in forms]) for name in ('forward', 'backward_queries', 'backward_keys')]\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(root / "benchmarks" / "kernel_static.py"), str(tmp_path / "spec.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "bars: 0 broken" in done.stdout and "FAILED" not in done.stdout, done.stdout + done.stderr
 
 
 # --- use -----------------------------------------------------------------------------------------------------------
