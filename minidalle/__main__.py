@@ -173,7 +173,7 @@ def check_captions(captions: list[str], bpe):
     for caption in captions:
         if not caption.strip():
             raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
-        words = dict.fromkeys(re.findall("[a-z]+|[^a-z ]+", caption.lower()))  # each once
+        words = dict.fromkeys(re.findall(r"\w+", caption.lower()))  # each once
         if strange := [word for word in words if len(bpe.encode(word)) > 1]:
             warnings.warn(
                 f"the model reads {', '.join(map(repr, strange))} in pieces, having seen it rarely or never: what it "
