@@ -74,8 +74,9 @@ class Tiles(NamedTuple):
     num_stages: int = 2  # tiles in flight: one is loaded while one is used; more only take shared memory
 
 
-# The tiles were chosen by what the compiler makes of them (`bench.py` counts it), at D = 64 in 16 bits: no register
-# spilled in a loop, 8 warps or more on a multiprocessor, fewest instructions beside those of the tensor cores.
+# The tiles were chosen by what the compiler makes of them (`bench.py` counts it), at D = 64 in 16 bits on sm_80 and
+# sm_90: no register spilled in a loop over whole tiles, 8 warps or more on a multiprocessor, fewest instructions beside
+# those of the tensor cores.
 FORWARD = {"pointers": Tiles(128, 64, 4), "descriptors": Tiles(64, 128, 4)}
 QUERIES = {"pointers": Tiles(128, 32, 4), "descriptors": Tiles(64, 64, 4)}  # backward_queries
 KEYS = {"pointers": Tiles(32, 128, 4), "descriptors": Tiles(64, 64, 4)}  # backward_keys
@@ -121,7 +122,7 @@ def check_mask(mask, text_len, grid, kernel_size, scale):
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
     if scale is not None and not 1e-6 <= scale <= 1e6:
-        raise ValueError(f"scale must lie in 10⁻⁶ … 10⁶, got {scale}: multiply q by what is missing")
+        raise ValueError(f"scale must lie in 10⁻⁶ … 10⁶, got {scale}")
 
 
 def check_tensors(q, k, v):
@@ -132,7 +133,9 @@ def check_tensors(q, k, v):
         raise ValueError(f"q, k and v must all have four dimensions (B, H, T, D), got {shapes}")
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in DTYPES:
         names = ", ".join(str(x.dtype).removeprefix("torch.") for x in (q, k, v))
-        raise ValueError(f"q, k and v must all be float16, bfloat16 or float32, got {names}: convert them with .to()")
+        raise ValueError(
+            f"q, k and v must share one of float16, bfloat16 and float32, got {names}: convert them with .to()"
+        )
     if len({q.device, k.device, v.device}) > 1:
         raise ValueError(
             f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}: move them with .to()"

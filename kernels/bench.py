@@ -69,7 +69,9 @@ def main():
         head = ["kernel", "GPU", "tile", "registers", "spilled B", "shared B", "warps/SM", "whole tiles", *MASKS]
         show(head, compiled_rows(), args.markdown)
         show(
-            ["mask", "tiles read", "least possible", "of all", "pairs seen", *bounds_head()], tile_rows(), args.markdown
+            ["mask", "tiles read", "tiles with a pair that is seen", "of all", "pairs that are seen", *bounds_head()],
+            tile_rows(),
+            args.markdown,
         )
 
 

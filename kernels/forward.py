@@ -112,6 +112,8 @@ def hide(
     A band is no comparison but a parabola, r² - (x - middle)²: positive inside and negative outside. Times 2⁹⁶ it is
     more, or less, than any score, and the score's minimum with it is what is wanted: three instructions a score. What
     is squared are halves times a power of two, so that near zero, where the sign turns, nothing is rounded away.
+    For the row mask, GRID 2 and a query at 7, say: low 5, high 7, so middle 6, r 1.5: 2.25 - 1 at 5 and 7, 2.25 - 4 at 4.
+
     conv is a word of bits for every 32 positions, and a score's bit, shifted up to the sign and spread, selects it.
     """
     FAR: tl.constexpr = 2.0**48
@@ -148,10 +150,11 @@ def key_tiles(
     m0, KIND: tl.constexpr, TEXT: tl.constexpr, GRID: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """For the queries from m0 on: where the whole tiles end, where the band begins, where it ends, in keys.
+    """For the queries from m0 on, in keys: `whole`, where the whole tiles end; `begin`, where the band begins; `start`,
+    where the loop over it starts; and where it ends.
 
     If the text does not end with a tile, one tile holds its end and the begin of the image. Where the band is further
-    on, that tile comes before the band: the third number is then one tile lower, and `band_tile` sends it there.
+    on, that tile comes before it: `start` is then one tile lower, and what stands below `begin` means that tile.
     """
     T: tl.constexpr = TEXT + ROWS * GRID
     seen_by_all = m0 + 1 if KIND == "causal" else tl.minimum(m0 + 1, TEXT)

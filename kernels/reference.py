@@ -9,7 +9,8 @@ The stream has T = text_len + rows * grid positions. Who may look at whom (SPEC 
         causal   d >= 0
         row      0 <= d <= grid                  the previous `grid` cells and itself
         column   d >= 0 and d a multiple of grid the cells above and itself
-        conv     d = grid * dr + dc >= 0 with dr in 0 … k//2 and dc in -(k//2) … k//2, k = kernel_size
+        conv     (counted on around the ends of a row, as the paper's figure is)
+                 d = grid * dr + dc >= 0 with dr in 0 … k//2 and dc in -(k//2) … k//2, k = kernel_size
 """
 
 import torch

@@ -1,9 +1,10 @@
 """The kernels' algorithm as PyTorch loops over tiles: what `forward.py` and `backward.py` do, without the GPU in the way.
 
-In: q, k, v (T, D) of one head, in any float dtype, and a mask (T, T) bool. The names are those of the kernels, and a line
-here is a line there, but for two things: which tiles are visited is asked of the mask itself here, while a kernel
-computes it, and does those without a mask in a loop of their own; and on Hopper the product with v comes one tile later
-(`BEHIND`). The derivations stand in the kernels' docstrings. It is held to the formula in `reference.py`, and the kernels to both.
+In: q, k, v (T, D) of one head, in any float dtype, and a mask (T, T) bool. The names are those of the kernels, and the
+steps are the same in the same order. What differs: the mask, and which tiles are visited, is looked up here and computed
+there, with a loop of its own for tiles that need no mask; the kernels' m starts from a large negative number, which spares
+them `base`; they add m and log_l in 16 bits; on Hopper the product with v comes one tile later (`BEHIND`); and the column
+mask has its image reordered. The derivations stand in the kernels' docstrings. It is held to the formula in `reference.py`, and the kernels to both.
 """
 
 import math

@@ -27,8 +27,10 @@ def main(argv: list[str] | None = None):
     drawing.add_argument("--top-k", type=int, help="keep the k likeliest codes, 0 all (default: as the run)")
     drawing.add_argument("--top-p", type=float, help="keep the likeliest codes up to this probability")
     drawing.add_argument("--guidance", type=float, help="1 is off (default: as the run)")
-    drawing.add_argument("--rerank", type=positive(int), help="draw so many, keep the n that CLIP scores highest")
-    drawing.add_argument("--out", type=Path, help="folder for the PNGs (default: generated or edited, in the run's)")
+    drawing.add_argument(
+        "--rerank", type=positive(int), help="draw so many, keep the n that CLIP likes best (default: off)"
+    )
+    drawing.add_argument("--out", type=Path, help="folder for the PNGs (default RUN/generated or RUN/edited)")
 
     generate = verbs.add_parser("generate", parents=[every, drawing], help="draw pictures from captions")
     generate.add_argument("captions", nargs="+", metavar="CAPTION")
@@ -102,7 +104,7 @@ def draw(args: argparse.Namespace):
             label = f"\nseed (score): {', '.join(f'{seeds[k]} ({scores[k]:.2f})' for k in order)}"
         rows.append((caption + label, images[torch.tensor(order)]))
     note = ", ".join(f"{name} {value}" for name, value in options.items())
-    plots.save_samples(out / "sheet.png", {f"{args.run}, seeds {seeds[0]} … {seeds[-1]}": rows}, note)
+    plots.save_samples(out / "sheet.png", {f"{args.run}, {args.n} of seeds {seeds[0]} … {seeds[-1]}": rows}, note)
     count = len(args.captions) * args.n
     print(f"{count} picture{'' if count == 1 else 's'} and sheet.png in {out} ({note})")
 
@@ -176,8 +178,8 @@ def check_captions(captions: list[str], bpe):
         words = dict.fromkeys(re.findall(r"\w+", caption.lower()))  # each once
         if strange := [word for word in words if len(bpe.encode(word)) > 1]:
             warnings.warn(
-                f"the model reads {', '.join(map(repr, strange))} in pieces, having seen it rarely or never: what it "
-                "draws may not show it",
+                f"the model reads {', '.join(map(repr, strange))} in pieces, because such words were rare or not there in "
+                "its captions: what it draws may not show them",
                 stacklevel=1,
             )
 

@@ -413,7 +413,7 @@ def test_drawing_with_the_kernels_gives_the_same_picture():
 BAD = [
     ({"q": torch.zeros(2, 17, 16)}, "must all have four dimensions"),
     ({"k": torch.zeros(1, 2, 17, 32)}, "heads must all be"),
-    ({"v": torch.zeros(1, 2, 17, 16, dtype=torch.float16)}, "must all be float16, bfloat16 or float32"),
+    ({"v": torch.zeros(1, 2, 17, 16, dtype=torch.float16)}, "must share one of float16, bfloat16 and float32"),
     ({n: torch.zeros(1, 2, 17, 16, dtype=torch.float64) for n in "qkv"}, "got float64, float64, float64"),
     ({n: torch.zeros(1, 2, 17, 24) for n in "qkv"}, r"16, 32, 64 or 128 wide, got \[24\]"),
     ({n: torch.zeros(1, 2, 18, 16) for n in "qkv"}, "does not hold text_len = 5"),
