@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from minidalle.cli import positive, run_command
-from minidalle.config import TWICE
+from minidalle.config import TWICE, nearest
 
 
 def main(argv: list[str] | None = None):
@@ -58,7 +58,11 @@ def main(argv: list[str] | None = None):
     )
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}: python -m minidalle {args.verb} --help lists what there is")
+        known = re.findall("--[a-z-]+", verbs.choices[args.verb].format_help())
+        hint = nearest(unknown[0].partition("=")[0], known)
+        parser.error(
+            f"unknown argument {unknown[0]!r}{hint}: python -m minidalle {args.verb} --help lists what there is"
+        )
     if args.verb != "rank" and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
     run_command(lambda: rank_images(args) if args.verb == "rank" else draw(args))

@@ -606,8 +606,8 @@ def test_read_resizes_the_whole_picture(tmp_path, width, height):
         (None, "is no file: give the path of a picture"),
         (Image.new("RGB", (1000, 500)), "is 1000 wide and 500 high, expected"),  # not the size it is decoded at
         (b"text", "does not decode; expected a JPEG, PNG or WebP picture"),
-        (Image.new("RGB", (40, 40)), "is 40 wide and 40 high, expected width to height as 32:64: crop"),
-        (Image.new("RGB", (10, 40)), "is 10 wide and 40 high, expected width to height as 32:64: crop"),
+        (Image.new("RGB", (40, 40)), "is 40 wide and 40 high, expected width to height as 32:64: crop or pad"),
+        (Image.new("RGB", (10, 40)), "is 10 wide and 40 high, expected width to height as 32:64: crop or pad"),
     ],
 )
 def test_read_refuses_in_one_sentence(tmp_path, picture, sentence):

@@ -369,7 +369,7 @@ def test_generate_draws_and_the_same_seed_draws_the_same(finished, tmp_path, cap
         (["generate", "a cat", "--run", "RUN", "--temperature", "-1"], 2, "temperature must be"),
         (["generate", "a cat", "--run", "RUN", "--top-p", "2"], 2, "top_p must lie"),
         (["generate", "a cat", "--run", "RUN", "--transformer.n_layer=3"], 2, "generate --help lists"),
-        (["generate", "a cat", "--run", "RUN", "--sed", "3"], 2, "unknown argument"),
+        (["generate", "a cat", "--run", "RUN", "--reranc", "3"], 2, "did you mean '--rerank'"),
         (["paint", "a cat"], 2, "invalid choice"),
     ],
 )

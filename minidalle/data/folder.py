@@ -128,7 +128,7 @@ def read(path: Path, *sizes: tuple[int, int]) -> np.ndarray:
         if 0.98 < across * height / (down * width) < 1.02:
             return cut(picture, (0, 0, across, down), height, width)
     shapes = " or ".join(f"{width}:{height}" for height, width in sizes)
-    raise ValueError(f"{path} is {across} wide and {down} high, expected width to height as {shapes}: crop it first")
+    raise ValueError(f"{path} is {across} wide and {down} high, expected width to height as {shapes}: crop or pad it")
 
 
 def sort_out(found: Found) -> tuple[dict[str, str], dict[str, str]]:
