@@ -14,6 +14,6 @@ for version; do
     "$environment/bin/pip" install -q 'torch~=2.13.0' numpy pytest
     "$environment/bin/pip" install -q --no-deps "triton==$version"
     "$environment/bin/python" -m pytest tests/test_kernels.py
-    "$environment/bin/python" benchmarks/kernel_static.py benchmarks/kernels_spec.py --check --jobs 2 | tail -25
+    "$environment/bin/python" benchmarks/kernel_static.py benchmarks/kernels_spec.py --check --jobs 2 | tail -25 || true
     rm -rf "$environment"
 done

@@ -227,7 +227,8 @@ def how(loads: str, dtype: torch.dtype) -> dict:
 
 def loads_for(x: torch.Tensor) -> str:
     """By "descriptors" on Hopper and data-centre Blackwell, in 16 bits; else, and in the interpreter, by "pointers"."""
-    hopper = x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+    nvidia = x.device.type == "cuda" and torch.version.cuda is not None  # AMD's GPUs are called "cuda" as well
+    hopper = nvidia and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
     return "descriptors" if hopper and x.dtype != torch.float32 else "pointers"
 
 
