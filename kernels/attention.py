@@ -1,7 +1,7 @@
 """`fused_attention`: the Triton kernels behind one differentiable function, with everything they need prepared.
 
 In: q, k, v (B, H, T, D) and which of DALL-E's masks; out: (B, H, T, D). Here are the checks, the choice of tiles for the
-GPU at hand, the order in which the column mask wants its image told, and the `autograd.Function`. The algorithm is in
+GPU at hand, the order in which the column mask wants its image to_mask_order, and the `autograd.Function`. The algorithm is in
 `tiled.py`, the kernels in `forward.py` and `backward.py`.
 
 What it promises: sums in float32 whatever the dtype; the same inputs give the same bits, and each head's bits do not
@@ -160,25 +160,25 @@ def check_tensors(q, k, v):
 class FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, shape: Shape, scale: float):
-        q, k, v = (ready(told(x, shape)) for x in (q, k, v))
+        q, k, v = (ready(to_mask_order(x, shape)) for x in (q, k, v))
         o, m, log_l = forward(q, k, v, shape, scale)
         ctx.save_for_backward(q, k, v, o, m, log_l)
         ctx.shape, ctx.scale = shape, scale
-        return untold(o, shape)
+        return from_mask_order(o, shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do):
         q, k, v, o, m, log_l = ctx.saved_tensors
         for_keys = any(ctx.needs_input_grad[1:3])
-        do = ready(told(do, ctx.shape))
+        do = ready(to_mask_order(do, ctx.shape))
         gradients = backward(q, k, v, o, do, m, log_l, ctx.shape, ctx.scale, for_keys)
         wanted = zip(gradients, ctx.needs_input_grad)
-        return *(untold(x, ctx.shape) if needed else None for x, needed in wanted), None, None
+        return *(from_mask_order(x, ctx.shape) if needed else None for x, needed in wanted), None, None
 
 
 def forward(q, k, v, shape: Shape, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """o (B, H, T, D); m and log_l (B, H, T) float32; q, k, v as `ready` leaves them, told as the mask wants it."""
+    """o (B, H, T, D); m and log_l (B, H, T) float32; q, k, v as `ready` leaves them, in the order of their mask."""
     B, H, T, D = q.shape
     o = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)  # as the next layer wants it
     m, log_l = torch.empty(2, B, H, T, dtype=torch.float32, device=q.device)
@@ -247,8 +247,8 @@ def ready(x: torch.Tensor) -> torch.Tensor:
     return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
-def told(x: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """x (B, H, T, D), for the column mask with its image told column by column, so that a column is contiguous."""
+def to_mask_order(x: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """x (B, H, T, D), for the column mask with its image column by column, so that a column is contiguous."""
     if shape.KIND != "column":
         return x
     text, image = x.split([shape.TEXT, shape.ROWS * shape.GRID], dim=2)
@@ -256,6 +256,6 @@ def told(x: torch.Tensor, shape: Shape) -> torch.Tensor:
     return torch.cat([text, image], dim=2)
 
 
-def untold(x: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """The inverse of `told`."""
-    return told(x, shape._replace(ROWS=shape.GRID, GRID=shape.ROWS))
+def from_mask_order(x: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """The inverse of `to_mask_order`."""
+    return to_mask_order(x, shape._replace(ROWS=shape.GRID, GRID=shape.ROWS))

@@ -5,7 +5,7 @@
 
 Without a GPU the kernels are compiled ahead of time for six generations of GPU and the machine code is counted
 (`benchmarks/kernel_static.py` explains the columns); the tiles that are read are found by poisoning them, in Triton's
-interpreter. Nothing here is a time that was not measured: a bound says what no kernel can be faster than.
+interpreter. Nothing here is a time that was not measured: a bound says what no kernel of this form can be faster than.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from kernels import attention as launcher  # noqa: E402
-from kernels.attention import Shape, fused_attention, told  # noqa: E402
+from kernels.attention import Shape, fused_attention, to_mask_order  # noqa: E402
 from kernels.reference import MASKS, attention, dense_mask  # noqa: E402
 
 TEXT, GRID, ROWS, KERNEL, D = 256, 32, 32, 11, 64  # the paper's stream
@@ -238,9 +238,9 @@ def tiles_read(shape: Shape, tiles, poison: str) -> torch.Tensor:
 
 
 def tiles_needed(shape: Shape, tiles) -> torch.Tensor:
-    """The same from the mask: which tiles hold a pair that is seen, with the image told as the kernel has it told."""
+    """The same from the mask: which tiles hold a pair that is seen, with the image in the kernel's order."""
     T = shape.TEXT + shape.ROWS * shape.GRID
-    order = told(torch.arange(T)[None, None, :, None], shape)[0, 0, :, 0]
+    order = to_mask_order(torch.arange(T)[None, None, :, None], shape)[0, 0, :, 0]
     mask = dense_mask(shape.KIND, shape.TEXT, shape.GRID, shape.ROWS, 2 * shape.HALF + 1)[order][:, order]
     padded = F.pad(mask, (0, -T % tiles.BLOCK_N, 0, -T % tiles.BLOCK_M))
     return padded.unflatten(1, (-1, tiles.BLOCK_N)).unflatten(0, (-1, tiles.BLOCK_M)).any(3).any(1)
@@ -251,7 +251,9 @@ def bounds_head() -> list[str]:
 
 
 def tile_rows() -> list[list]:
-    """Tiles of the forward kernel, and bounds in microseconds at B · H = 128: the slowest of products, memory, exponentials."""
+    """Tiles of the forward kernel, and bounds in microseconds at B · H = 128: the slowest of products, memory, exponentials.
+
+    They bound kernels of this form, whose backward computes p and dp twice: seven products, not five."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, __file__, "--tiles"]
     read = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)

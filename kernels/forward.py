@@ -9,7 +9,7 @@ things are. One program takes one head and one tile of BLOCK_M queries, and goes
     m,l (BLOCK_M,)           the largest score so far, the sum of exponentials     registers
     acc (BLOCK_M, D)         the sum of p · V so far, in float32                   registers
 
-**Softmax while the keys go by.** With m the largest score so far, keep l = Σ exp(s - m) and acc = Σ exp(s - m) v. A new
+**Softmax while the keys go by** (Milakov and Gimelshein 2018; for attention Dao et al. 2022). With m the largest score so far, keep l = Σ exp(s - m) and acc = Σ exp(s - m) v. A new
 tile may hold a larger score, m'. Everything kept so far was measured from m and has to be measured from m':
 
     l ← l · exp(m - m') + Σ exp(s - m')        acc ← acc · exp(m - m') + exp(s - m') V
@@ -19,7 +19,7 @@ needs. The GPU has an instruction for 2ˣ and none for eˣ, so all of this is in
 multiplied in by the same instruction that subtracts m. m starts from a large negative number and not from -∞, because
 a row may see nothing in its first tiles, and -∞ - (-∞) is no number.
 
-**Which tiles.** Every mask of DALL-E (SPEC 5) is "a text prefix plus one contiguous band", if the image is told column
+**Which tiles.** Every mask of DALL-E (SPEC 5) is "a text prefix plus one contiguous band", if the image comes column
 by column for the column mask, which `attention.py` sees to. So query i sees key j if
 
     j <= i   and   (j < TEXT  or  j >= first_key(i)  [conv: and j is near in its row, too])
@@ -64,7 +64,7 @@ def first_key(i, KIND: tl.constexpr, TEXT: tl.constexpr, GRID: tl.constexpr, ROW
     """The first key of the band of query i: for text and for the causal mask 0, else a position in the image."""
     if KIND == "row":
         first = i - GRID
-    elif KIND == "column":  # the image is told column by column: the band begins with the column
+    elif KIND == "column":  # the image comes column by column: the band begins with the column
         first = i - (i - TEXT) % ROWS
     elif KIND == "conv":
         first = i - (GRID * HALF + HALF)
@@ -186,7 +186,7 @@ def band_scores(
     band = hide(s, x, low[:, None], i[:, None], near[:, None], n0, KIND, TEXT, GRID, HALF, BLOCK_N)
     if EDGE:  # text and image in one tile: keys of the text up to i are seen as well
         text_end = tl.minimum(i, TEXT - 1)[:, None]
-        text = smaller(s, (text_end - n0 + 0.5) * 2.0**96 - x * 2.0**96)
+        text = hide(s, x, low[:, None], text_end, near[:, None], n0, "causal", TEXT, GRID, HALF, BLOCK_N)
         band = tl.maximum(band, text, propagate_nan=tl.PropagateNan.ALL)
     return band
 
@@ -204,9 +204,9 @@ def attention_forward(
     """Q, K, V, O (B, H, T, D) with the strides given, in elements, and 1 along D; M, LOG_L (B, H, T) float32, contiguous.
 
     Grid (B · H, ceil(T / BLOCK_M)): heads vary fastest and the tiles with most keys come first, so that the last
-    programs to start are short ones. scale: 1/√D · log₂ e. For the backward, M and LOG_L
-    receive m = max scale · s and log₂ Σ 2^(scale · s - m). In 16 bits M receives their sum and LOG_L nothing: where
-    scores are large the sum has few digits left, which only float32 would notice.
+    programs to start are short ones. scale: 1/√D · log₂ e. For the backward, M and LOG_L receive m = max scale · s and
+    log₂ Σ 2^(scale · s - m). In 16 bits M receives their sum and LOG_L nothing: where scores are large the sum has few
+    digits left, which only float32 would notice.
 
     BEHIND: multiply each tile's p with its values one tile later. On Hopper, tensor cores work while the warp goes on;
     so they multiply the last tile's p while this tile's exponentials are taken. Elsewhere it would only take registers.

@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton", reason="Triton is for Linux")
 
 from kernels import attention as launcher  # noqa: E402
 from kernels import tiled  # noqa: E402
-from kernels.attention import Shape, fused_attention, told, untold  # noqa: E402
+from kernels.attention import Shape, from_mask_order, fused_attention, to_mask_order  # noqa: E402
 from kernels.bench import errors, tiles_needed, tiles_read, with_gradients  # noqa: E402
 from kernels.decode import decode_attention, split_count  # noqa: E402
 from kernels.reference import MASKS, attention, dense_mask  # noqa: E402
@@ -185,12 +185,12 @@ def test_no_memory_beside_the_buffers_is_read_or_written(kind, geometry, loads, 
     expected = with_gradients(lambda *x: fused_attention(*x, kind, text_len, grid, kernel_size), q, k, v, do)
     shape, poisoned = Shape(kind, text_len, grid, rows, kernel_size // 2), Poisoned()
     monkeypatch.setattr(launcher, "torch", poisoned)
-    q, k, v, do = (poisoned.place(told(x, shape)) for x in (q, k, v, do))
+    q, k, v, do = (poisoned.place(to_mask_order(x, shape)) for x in (q, k, v, do))
     o, m, log_l = launcher.forward(q, k, v, shape, 0.25)
     gradients = launcher.backward(q, k, v, o, do, m, log_l, shape, 0.25)
     poisoned.check()
     for x, y in zip((o, *gradients), expected):
-        assert torch.equal(untold(x, shape), y)
+        assert torch.equal(from_mask_order(x, shape), y)
 
 
 @pytest.mark.parametrize("poison, geometry", [("v", (128, 32, 8, 11)), ("do", (64, 32, 4, 11))])
