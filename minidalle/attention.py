@@ -2,7 +2,8 @@
 
 The paper gives each of its 64 layers one of three sparse masks over the image (SPEC 5; drawn in P Fig. 11):
 47 times row, 16 times column, and convolution in the last. The masks themselves are in `kernels/reference.py`; on a CUDA
-GPU our Triton kernels compute them (`kernels/attention.py`), elsewhere PyTorch, with the mask as a matrix.
+GPU our Triton kernels compute them (`kernels/attention.py`), elsewhere PyTorch: a large picture window by window, so
+that what a mask forbids is not even computed (`windowed`), all else with the mask as a matrix.
 """
 
 import importlib.util
@@ -49,8 +50,63 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, config:
         if whole:
             return fused_attention(q, k, v, kind, c.text_len, c.grid, c.kernel_size)
         return decode_attention(q, k, v, kind, c.text_len, c.grid, c.kernel_size, rows=c.rows)
+    if whole and kind == "causal":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if whole and c.n_image >= 256:  # on smaller pictures there is too little to leave out
+        return windowed(q, k, v, kind, c)
     mask = mask_on(q.device, kind, c.text_len, c.grid, c.rows, c.kernel_size)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[n_key - n_query : n_key, :n_key])
+
+
+def windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, config: TransformerConfig) -> torch.Tensor:
+    """`attend` for the whole stream, (B, H, T, D) each, and "row", "column" or "conv", without most forbidden pairs.
+
+    The image's queries are taken in groups, a row of cells at a time, or a column. All queries of a group look at the
+    same keys: at the text, and at a window of the image, their own group and the few rows above that the mask reaches.
+    At 256 + 1024 positions that is 320 keys in a row layer, 288 in a column layer and 480 in conv, of 1280.
+    """
+    n = config.text_len
+    text = F.scaled_dot_product_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], is_causal=True)  # (B, H, text_len, D)
+    q, k_image, v_image = (in_groups(x[:, :, n:], kind, config) for x in (q * q.shape[-1] ** -0.5, k, v))
+    k_image, v_image = windows(k_image, kind, config), windows(v_image, kind, config)  # (B, H, groups, W, D)
+    mask = window_mask(q.device, kind, config.grid, config.rows, config.kernel_size)  # (groups, cells in a group, W)
+    near = (q @ k_image.transpose(-2, -1)).masked_fill(~mask, float("-inf"))  # (B, H, groups, cells in a group, W)
+    far = (q.flatten(2, 3) @ k[:, :, :n].transpose(-2, -1)).unflatten(2, mask.shape[:2])  # ... the same, text_len)
+    far, near = torch.cat([far, near], dim=-1).softmax(dim=-1).split([n, mask.shape[2]], dim=-1)
+    y = near @ v_image + (far.flatten(2, 3) @ v[:, :, :n]).unflatten(2, mask.shape[:2])
+    return torch.cat([text, from_groups(y, kind)], dim=2)
+
+
+def in_groups(x: torch.Tensor, kind: str, config: TransformerConfig) -> torch.Tensor:
+    """(B, H, rows * grid, D) -> (B, H, rows, grid, D), a group for each row, or (B, H, grid, rows, D) for "column"."""
+    x = x.unflatten(2, (config.rows, config.grid))
+    return x.transpose(2, 3) if kind == "column" else x
+
+
+def from_groups(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """The inverse of `in_groups`."""
+    return (x.transpose(2, 3) if kind == "column" else x).flatten(2, 3)
+
+
+def windows(x: torch.Tensor, kind: str, config: TransformerConfig) -> torch.Tensor:
+    """(B, H, groups, cells, D) -> (B, H, groups, W, D): each group behind those above it that the mask reaches.
+
+    Above the first row stand zeros. A column reaches no other; a row, that above; conv reaches half * (grid + 1) back.
+    """
+    half = config.kernel_size // 2
+    above = {"column": 0, "row": 1, "conv": half + -(-half // config.grid)}[kind]
+    padded = F.pad(x, (0, 0, 0, 0, above, 0))  # (B, H, above + groups, cells, D)
+    return padded.unfold(2, above + 1, 1).movedim(-1, 3).flatten(3, 4)
+
+
+@lru_cache(maxsize=32)
+def window_mask(device, kind: str, grid: int, rows: int, kernel_size: int) -> torch.Tensor:
+    """(groups, cells in a group, W) bool: `dense_mask` as the queries of `windowed` see it, built once and kept."""
+    config = TransformerConfig(rows=rows, grid=grid, kernel_size=kernel_size)
+    cells = in_groups(1 + torch.arange(rows * grid).view(1, 1, -1, 1), kind, config)  # counted from 1: 0 is padding
+    query, key = cells[0, 0, :, :, 0] - 1, windows(cells, kind, config)[0, 0, :, :, 0] - 1
+    mask = dense_mask(kind, 0, grid, rows, kernel_size)[query[:, :, None], key[:, None, :]]
+    return (mask & (key[:, None, :] >= 0)).to(device)
 
 
 def fused(q: torch.Tensor, config: TransformerConfig) -> bool:

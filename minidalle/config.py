@@ -328,7 +328,7 @@ FOR_DATA = {
     ("tiny", "openmoji"): {
         **REAL, "data.height": 64, "clip.patch": 8,  # two squares of 32 x 32
         "train.dvae.batch_size": 8, "train.transformer.batch_size": 16,
-        "data.pool": 12_000, **lasting(dvae=6_000, transformer=1_300, clip=150),
+        "data.pool": 12_000, **lasting(dvae=6_500, transformer=1_450, clip=150),
         "edit.temperature": 0.5, "edit.top_p": 0.4, "edit.guidance": 1.0,  # there is one right line art
     },
     ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},

@@ -73,7 +73,7 @@ class Block(nn.Module):
             self.res_path.add_module(f"conv_{i}", Conv2d(widths[i - 1], widths[i], kernel))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.id_path(x) + self.post_gain * self.res_path(x)
+        return torch.add(self.id_path(x), self.res_path(x), alpha=self.post_gain)
 
 
 def groups(config: DVAEConfig, n_in: int, widths: list[int], kernels: tuple[int, ...], resize: nn.Module):
@@ -156,10 +156,11 @@ def gumbel_softmax(logits: torch.Tensor, tau: float, noise: float = 1.0, generat
     With G = -ln(-ln U), argmax(logits + G) is an exact sample of the categorical (the Gumbel-max trick); the softmax
     at temperature tau makes it differentiable. `noise` = 1 is the paper's; less is O, for the first updates.
     """
+    logits = logits.movedim(1, -1)  # (B, rows, grid, K): how channels_last lies in memory, so nothing is copied
     u = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float32)
     # clamped away from 0, where ln 0 is infinite, and from 1, where ln 1 = 0 has no logarithm
     gumbel = -torch.log(-torch.log(u.clamp(1e-9, 1 - 1e-7)))
-    return F.softmax((logits + noise * gumbel) / tau, dim=1)
+    return F.softmax((logits + noise * gumbel) / tau, dim=-1).movedim(-1, 1)  # (B, K, rows, grid)
 
 
 def logit_laplace_nll(x: torch.Tensor, mu: torch.Tensor, ln_b: torch.Tensor) -> torch.Tensor:
@@ -187,8 +188,17 @@ def kl_to_uniform(logits: torch.Tensor) -> torch.Tensor:
 class DVAELoss(NamedTuple):
     total: torch.Tensor  # scalar, nats per pixel value: what is minimised
     nll: torch.Tensor  # scalar, -ln p(x | z) per pixel value
-    kl: torch.Tensor  # scalar, mean KL per cell in nats
-    codes: torch.Tensor  # (B, rows, grid) int64, the plain argmax, for counting
+    logits: torch.Tensor  # (B, K, rows, grid), the encoder's
+
+    @property
+    def kl(self) -> torch.Tensor:
+        """Scalar, mean KL per cell in nats; computed when asked for, as it costs a tenth of an update."""
+        return kl_to_uniform(self.logits).mean()
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """(B, rows, grid) int64, the plain argmax, for counting."""
+        return self.logits.argmax(dim=1)
 
 
 def usage(codes: torch.Tensor, codebook_size: int) -> dict[str, float]:
@@ -249,9 +259,10 @@ class DVAE(nn.Module):
         x = map_pixels(images)
         bernoulli = self.config.likelihood == "bernoulli"  # then ln b is not used
         nll = (bernoulli_nll(x, mu) if bernoulli else logit_laplace_nll(x, mu, ln_b)).mean()
-        kl = kl_to_uniform(logits).mean()
+        if kl_weight == 0:
+            return DVAELoss(nll, nll, logits)
         cells_per_value = logits[0, 0].numel() / images[0].numel()  # 1/192 at 256 px, 32 x 32 codes
-        return DVAELoss(nll + kl_weight * cells_per_value * kl, nll, kl, logits.argmax(dim=1))
+        return DVAELoss(nll + kl_weight * cells_per_value * kl_to_uniform(logits).mean(), nll, logits)
 
 
 # --- the schedules -------------------------------------------------------------------------------------------------

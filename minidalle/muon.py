@@ -25,7 +25,7 @@ def orthogonalize(m: torch.Tensor) -> torch.Tensor:
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(STEPS):
         s = x @ x.T
-        x = a * x + (b * s + c * s @ s) @ x
+        x = torch.addmm(x, torch.addmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return x.T if m.shape[0] > m.shape[1] else x
 
 

@@ -10,7 +10,6 @@ and image have separate vocabularies and heads, and the image counts seven times
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minidalle.attention import attend, layer_masks
@@ -54,6 +53,42 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, cache=None, start: int = 0) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x), cache, start)
         return x + self.mlp(self.ln_2(x))
+
+
+class CrossEntropy(torch.autograd.Function):
+    """The sum of -ln softmax(states @ weightᵀ)[target] over all targets, without ever holding all logits.
+
+    At full size the logits of one batch of 4 are 300 MB, their softmax and gradient as much again. But the gradient of
+    a row of logits, softmax - onehot, needs nothing but that row: so take a few rows, and let them go with their
+    gradients already added up. `backward` then only multiplies by the gradient of the sum.
+    """
+
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """states (N, C), weight (V, C), targets (N,) int64 in 0 … V-1 -> scalar in float32 or finer, nats."""
+        rows = max(1, 2**22 // len(weight))  # so that a chunk of logits is about 16 MB
+        dtype = torch.promote_types(states.dtype, torch.float32)  # of all sums
+        total, states_grad, weight_grad = states.new_zeros((), dtype=dtype), [], torch.zeros_like(weight)
+        for h, target in zip(states.split(rows), targets.split(rows)):
+            logits = (h @ weight.T).to(dtype)  # (rows, V)
+            ln_sum = logits.logsumexp(dim=1, keepdim=True)  # (rows, 1)
+            total += (ln_sum - logits.gather(1, target[:, None])).sum()
+            grad = logits.sub_(ln_sum).exp_()  # the softmax
+            grad = grad.scatter_add_(1, target[:, None], grad.new_full((len(h), 1), -1.0)).to(weight.dtype)
+            states_grad.append(grad @ weight)
+            weight_grad += grad.T @ h
+        ctx.save_for_backward(torch.cat(states_grad), weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx, total_grad: torch.Tensor):
+        states_grad, weight_grad = ctx.saved_tensors
+        return total_grad * states_grad, total_grad * weight_grad, None
+
+
+def cross_entropy(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`CrossEntropy` as the mean over N targets, in nats; 0 where there are none."""
+    return CrossEntropy.apply(states, weight, targets) / max(1, len(targets))
 
 
 class DALLELoss(NamedTuple):
@@ -102,10 +137,8 @@ class DALLE(nn.Module):
         text_states, image_states = self.split(self.states(text, image))  # (B, text_len - 2, C), (B, rows * grid, C)
         targets = text[:, 1:-1]  # (B, text_len - 2)
         real = targets != PAD
-        text_logits = self.text_head(text_states[real])  # (number of real targets, V)
-        image_logits = self.image_head(image_states)  # (B, rows * grid, K)
-        text_loss = F.cross_entropy(text_logits.float(), targets[real], reduction="sum") / real.sum().clamp(min=1)
-        image_loss = F.cross_entropy(image_logits.flatten(0, 1).float(), image.flatten())
+        text_loss = cross_entropy(text_states[real], self.text_head.weight, targets[real])
+        image_loss = cross_entropy(image_states.flatten(0, 1), self.image_head.weight, image.flatten())
         return DALLELoss(text_weight * text_loss + (1 - text_weight) * image_loss, text_loss, image_loss)
 
     def states(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
