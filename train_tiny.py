@@ -81,7 +81,8 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     seconds = {name: round(stage["seconds"], 1) for name, stage in run.stages.items()}
     seconds["measure"] = round(time.perf_counter() - measured, 1)
     if not args.resume:
-        seconds["all"] = round(time.perf_counter() - started, 1)
+        total = time.perf_counter() - started
+        seconds |= {"rest": round(total - sum(seconds.values()), 1), "all": round(total, 1)}  # rest: loading, encoding
 
     # 7. Leave pictures and numbers.
     sampling, editing = dataclasses.asdict(preset.sample), dataclasses.asdict(preset.edit)

@@ -2,11 +2,12 @@
 
 There is one row of scores and nothing for a tensor core to do; the time goes into reading keys and values once, and so
 only those are read that the layer's mask lets the query see: 256 + 33 of 1280 for a row layer. The keys lie in the cache
-in the order in which they were drawn, so a column's are `grid` apart; `key_position` counts them off.
+in the order in which they were drawn, so a column's are `grid` apart; `key_position` counts them off. Where the query
+stands is read from memory, not passed as a number: the launch is the same for every token, and a CUDA graph can hold it.
 
 One program for each head would leave most of a GPU idle, so the keys of a head are dealt out to SPLITS programs. Each
 keeps (m, l, acc) as in forward.py; the second kernel brings them to their common maximum, by the same rescaling. SPLITS
-depends on the stream's length and on the mask alone: a picture's bits are the same in a batch of any size.
+depends on the stream's length and on the mask alone: a head's bits are the same in a batch of any size.
 """
 
 import math
@@ -29,66 +30,85 @@ def decode_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    position: torch.Tensor,
     mask: str = "causal",
     text_len: int = 256,
     grid: int = 32,
     kernel_size: int = 11,
     scale: float | None = None,
-    rows: int | None = None,
 ) -> torch.Tensor:
-    """Attention of the last position of the stream so far. q (B, H, 1, D); k, v (B, H, t, D), the cache up to and with
-    that position, any strides but 1 along D. rows of the whole grid: `grid` if None. Returns (B, H, 1, D).
+    """Attention of one position of the stream. q (B, H, 1, D); k, v (B, H, T, D), the cache with room for the whole
+    stream, of any strides (copied unless that along D is 1); what lies behind `position` is not read. position (1,)
+    int64 on the same device: the query's place, 0 … T-1 (not checked, for that would wait for the GPU).
+    Returns (B, H, 1, D).
 
     For sampling: it has no gradient. Raises ValueError for shapes, dtypes or masks as `fused_attention` does.
     """
     check_tensors(q, k, v)
     check_mask(mask, text_len, grid, kernel_size, scale)
     B, H, _, D = q.shape
-    t, rows = k.shape[2], grid if rows is None else rows
-    if q.shape[2] != 1 or k.shape != (B, H, t, D) or v.shape != k.shape or not 1 <= t <= text_len + rows * grid:
+    T = k.shape[2]
+    if (
+        q.shape[2] != 1
+        or k.shape != (B, H, T, D)
+        or v.shape != k.shape
+        or max(1, text_len) > T
+        or (T - text_len) % grid
+    ):
         raise ValueError(
-            f"expected q (B, H, 1, D) and k, v (B, H, t, D) with t in 1 … {text_len + rows * grid}, the stream's length, "
-            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+            f"expected q (B, H, 1, D) and k, v (B, H, T, D) with T = text_len + rows · grid, the whole stream, "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} with text_len = {text_len}, grid = {grid}"
+        )
+    if position.shape != (1,) or position.dtype != torch.int64 or position.device != q.device:
+        raise ValueError(
+            f"expected position as one int64 on {q.device}, as in torch.tensor([{T - 1}]), "
+            f"got {position.dtype} {tuple(position.shape)} on {position.device}"
         )
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise ValueError("decode_attention has no gradient: call it under torch.no_grad(), or use fused_attention")
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     half = kernel_size // 2
-    splits = split_count(mask, text_len, grid, rows, half)
-    count = key_count(mask, t - 1, text_len, grid, half)
+    splits = split_count(mask, text_len, grid, (T - text_len) // grid, half)
     o = torch.empty(B, H, 1, D, dtype=q.dtype, device=q.device)
     parts = torch.empty(B * H, splits, D + 2, dtype=torch.float32, device=q.device)
     with on(q.device):
         decode_split[(B * H, splits)](
-            q, k, v, parts, *(s for x in (q, k, v) for s in x.stride()[:2]), k.stride(2), v.stride(2),
-            H, t - 1, count, (q.shape[-1] ** -0.5 if scale is None else scale) * math.log2(math.e),
+            q, k, v, position, parts, *(s for x in (q, k, v) for s in x.stride()[:2]), k.stride(2), v.stride(2),
+            H, (q.shape[-1] ** -0.5 if scale is None else scale) * math.log2(math.e),
             KIND=mask, TEXT=text_len, GRID=grid, HALF=half, D=D, SPLITS=splits, BLOCK=BLOCK,
         )  # fmt: skip
         decode_combine[(B * H,)](parts, o, D=D, SPLITS=splits, PADDED=triton.next_power_of_2(splits))
     return o
 
 
-def key_count(kind: str, position: int, text_len: int, grid: int, half: int) -> int:
-    """How many keys `key_position` has to count off for the query at `position` of the stream."""
-    i = position - text_len  # in the image
-    if i < 0:
-        return position + 1
-    band = {
-        "causal": i + 1,
-        "row": min(i, grid) + 1,
-        "column": i // grid + 1,
-        "conv": (half + 1) * (2 * half + 1) if grid > 2 * half else min(i, grid * half + half) + 1,
-    }
-    return text_len + band[kind]
-
-
 def split_count(kind: str, text_len: int, grid: int, rows: int, half: int) -> int:
     """How many programs share the keys of a head; by the longest that a query of this stream can see."""
-    longest = key_count(kind, text_len + rows * grid - 1, text_len, grid, half)
-    return -(-longest // PER_SPLIT)
+    longest = {
+        "causal": rows * grid,
+        "row": min(rows * grid, grid + 1),
+        "column": rows,
+        "conv": (half + 1) * (2 * half + 1) if grid > 2 * half else min(rows * grid, grid * half + half + 1),
+    }
+    return -(-(text_len + longest[kind]) // PER_SPLIT)
 
 
 if triton is not None:
+
+    @triton.jit
+    def key_count(position, KIND: tl.constexpr, TEXT: tl.constexpr, GRID: tl.constexpr, HALF: tl.constexpr):
+        """How many keys `key_position` has to count off for the query at `position`."""
+        i = position - TEXT  # in the image
+        if KIND == "row":
+            band = tl.minimum(i, GRID) + 1
+        elif KIND == "column":
+            band = i // GRID + 1
+        elif KIND == "conv" and GRID > 2 * HALF:
+            band = (HALF + 1) * (2 * HALF + 1)
+        elif KIND == "conv":
+            band = tl.minimum(i, GRID * HALF + HALF) + 1
+        else:
+            band = i + 1
+        return tl.where(i < 0, position + 1, TEXT + band)
 
     @triton.jit
     def key_position(n, position, KIND: tl.constexpr, TEXT: tl.constexpr, GRID: tl.constexpr, HALF: tl.constexpr):
@@ -111,15 +131,20 @@ if triton is not None:
         j = tl.where((j >= 0) & (j <= i), j + TEXT, -1)
         return tl.where(n < TEXT, tl.where(n <= position, n, -1), j)
 
-    @triton.jit(do_not_specialize=["position", "count"])  # they change with every token: one program for all
+    @triton.jit
     def decode_split(
-        Q, K, V, PARTS,
+        Q, K, V, POSITION, PARTS,
         stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh, stride_kt, stride_vt,
-        H, position, count, scale,
+        H, scale,
         KIND: tl.constexpr, TEXT: tl.constexpr, GRID: tl.constexpr, HALF: tl.constexpr,
         D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """Q (B, H, 1, D), K, V (B, H, t, D) → PARTS (B · H, SPLITS, D + 2) float32: acc, m, l. Grid (B · H, SPLITS)."""
+        """Q (B, H, 1, D), K, V (B, H, T, D), POSITION (1,) → PARTS (B · H, SPLITS, D + 2) float32: acc, m, l.
+
+        Grid (B · H, SPLITS).
+        """
+        position = tl.load(POSITION).to(tl.int32)
+        count = key_count(position, KIND, TEXT, GRID, HALF)
         head, part = tl.program_id(0), tl.program_id(1)
         b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
         d = tl.arange(0, D)

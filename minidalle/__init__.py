@@ -1,7 +1,7 @@
 """minidalle: DALL-E (v1) from scratch. Read the modules in this order; each needs only those before it.
 
-    config -> bpe, data, dvae -> sequence -> attention -> transformer -> sample -> clip -> checkpoint, muon -> train
-           -> oracle -> evaluate -> plots
+    config -> bpe, data, dvae -> sequence -> attention -> transformer -> cache -> sample -> clip -> checkpoint, muon
+           -> train -> oracle -> evaluate -> plots
 
 Symbols, the same in every file:
 

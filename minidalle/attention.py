@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kernels.reference import dense_mask
 from minidalle.config import TransformerConfig
@@ -34,28 +35,24 @@ def mask_on(device, kind: str, text_len: int, grid: int, rows: int, kernel_size:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, config: TransformerConfig) -> torch.Tensor:
-    """Masked attention of the last Tq positions of the stream to its first Tk positions.
+    """Masked attention among the first T positions of the stream: q, k, v (B, H, T, D) -> (B, H, T, D).
 
-    q (B, H, Tq, D); k, v (B, H, Tk, D) with Tq <= Tk <= T; query n stands at stream position Tk - Tq + n.
-    Returns (B, H, Tq, D). The kernels compute a whole stream and a single query; what is between, the given part of a
-    picture, is asked for once and left to PyTorch.
+    Training has the whole stream. Sampling asks for its start; the steps that follow are in `cache.py`.
     """
-    n_query, n_key = q.shape[2], k.shape[2]
-    c = config
-    whole = n_query == c.text_len + c.n_image
-    if (whole or n_query == 1) and fused(q, c):
+    T, c = q.shape[2], config
+    whole = c.text_len + c.n_image == T
+    if whole and fused(q, c):
         from kernels.attention import fused_attention  # here, so that no one needs Triton who does not use it
-        from kernels.decode import decode_attention
 
-        if whole:
-            return fused_attention(q, k, v, kind, c.text_len, c.grid, c.kernel_size)
-        return decode_attention(q, k, v, kind, c.text_len, c.grid, c.kernel_size, rows=c.rows)
-    if whole and kind == "causal":
+        return fused_attention(q, k, v, kind, c.text_len, c.grid, c.kernel_size)
+    if kind == "causal" or c.text_len >= T:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if whole and c.n_image >= 256:  # on smaller pictures there is too little to leave out
-        return windowed(q, k, v, kind, c)
+    if whole and c.n_image >= 256 and not q.is_cuda:  # on smaller pictures there is too little to leave out
+        one_by_one = zip(q.split(1), k.split(1), v.split(1))  # so that the scores of one picture fit a CPU's cache
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(windowed, *one, kind, c, **again) for one in one_by_one])
     mask = mask_on(q.device, kind, c.text_len, c.grid, c.rows, c.kernel_size)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[n_key - n_query : n_key, :n_key])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:T, :T])
 
 
 def windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, config: TransformerConfig) -> torch.Tensor:
@@ -64,6 +61,7 @@ def windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, confi
     The image's queries are taken in groups, a row of cells at a time, or a column. All queries of a group look at the
     same keys: at the text, and at a window of the image, their own group and the few rows above that the mask reaches.
     At 256 + 1024 positions that is 320 keys in a row layer, 288 in a column layer and 480 in conv, of 1280.
+    `attend` calls it through `checkpoint`, which computes the scores again in the backward pass instead of keeping them.
     """
     n = config.text_len
     text = F.scaled_dot_product_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], is_causal=True)  # (B, H, text_len, D)
@@ -120,3 +118,16 @@ def fused(q: torch.Tensor, config: TransformerConfig) -> bool:
         and q.shape[3] in (16, 32, 64, 128)
         and q.dtype != torch.float64
     )
+
+
+@lru_cache(maxsize=32)
+def seen_cells(kind: str, grid: int, rows: int, kernel_size: int) -> list[slice | torch.Tensor]:
+    """For every cell of the image, which cells it may look at, itself included: as an index into their sequence.
+
+    A slice wherever one can say it, for indexing with a slice copies nothing; only conv needs a list of places.
+    """
+    cells = range(rows * grid)
+    if kind == "conv":
+        return [row.nonzero()[:, 0] for row in dense_mask(kind, 0, grid, rows, kernel_size)]
+    first = {"causal": lambda i: 0, "row": lambda i: max(0, i - grid), "column": lambda i: i % grid}[kind]
+    return [slice(first(i), i + 1, grid if kind == "column" else 1) for i in cells]

@@ -69,6 +69,7 @@ class TransformerConfig:
     codebook_size: int = 8192  # K, image tokens, P 2.1
     masks: str = "dalle"  # the paper's row, column and conv masks, P B.1; O: "causal" everywhere
     kernel_size: int = 11  # of the conv mask, P Fig. 11
+    recompute: bool = False  # O: compute the MLPs' hidden layers again in the backward pass instead of keeping them
     backend: str = "auto"  # O: what computes attention: "triton", "sdpa" (PyTorch), or the first on a GPU that can
 
     def check(self):

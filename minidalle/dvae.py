@@ -193,7 +193,7 @@ class DVAELoss(NamedTuple):
     @property
     def kl(self) -> torch.Tensor:
         """Scalar, mean KL per cell in nats; computed when asked for, as it costs a tenth of an update."""
-        return kl_to_uniform(self.logits).mean()
+        return kl_to_uniform(self.logits.detach()).mean()
 
     @property
     def codes(self) -> torch.Tensor:

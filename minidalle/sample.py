@@ -2,9 +2,9 @@
 
     text (text_len,) or (n, text_len)  ->  codes (n, rows, grid)
 
-Two ideas carry this file. The *cache*: a position's keys and values never change once they are computed, so each step
-runs one new position through the network instead of all of them. And *seeds of one's own*: picture k gets all its
-random numbers from seed k, so that it does not depend on how many other pictures are drawn beside it.
+The *cache* of `cache.py` runs one new position through the network at each step instead of all of them. And every
+picture has a *seed of its own*: picture k gets all its random numbers from seed k, before the first is drawn, so that
+it does not depend on how many other pictures are drawn beside it.
 
 The paper draws at temperature 1, from all codes (P 3). Cutting the tail (`top_k`, `top_p`) and `guidance` are O.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from minidalle.cache import new_cache
 from minidalle.config import SampleConfig, TransformerConfig
 from minidalle.sequence import PAD
 from minidalle.transformer import DALLE
@@ -46,23 +47,22 @@ def generate(
     SampleConfig(temperature, top_k, top_p, guidance).check()
     if n < 1 or len(seeds) != n:
         raise ValueError(f"expected n >= 1 pictures and a seed for each, got n = {n} and {len(seeds)} seeds")
-    text = (text.expand(n, -1) if text.dim() == 1 else text).to(device)  # (n, text_len)
-    if len(text) != n:
+    text = (text[None] if text.dim() == 1 else text).to(device)  # (captions, text_len)
+    if len(text) not in (1, n):
         raise ValueError(f"expected one caption or {n}, one a picture, got {len(text)}")
+    share = n // len(text)  # pictures of one caption
     if guidance != 1:
-        text = torch.cat([text, torch.full_like(text, PAD)])  # (2n, text_len): the second half has no caption
+        text = torch.cat([text, torch.full_like(text, PAD)])  # twice as many: the second half has no caption
     model.check(text)
     draws = torch.stack([uniform(seed, config.n_image) for seed in seeds]).to(device)  # (n, rows * grid)
     codes = torch.zeros(n, config.n_image, dtype=torch.int64, device=device)
     first = place_prefix(codes, prefix, config)
 
-    cache = new_cache(model, len(text))
-    h = model.run(model.embed.text(text), cache)  # (n or 2n, text_len, C); the last state is [SEP]'s
-    if first:
-        known = codes[:, :first].repeat(len(text) // n, 1)
-        h = model.run(model.embed.image(known), cache, config.text_len)
+    twice = len(text) * share // n  # 2 with guidance, else 1
+    cache = new_cache(model, text, share, codes[:, :first].repeat(twice, 1))
+    h = cache.states  # (n or 2n, C)
     for cell in range(first, config.n_image):
-        logits = model.image_head(h[:, -1]).float()  # (n or 2n, K)
+        logits = model.image_head(h).float()  # (n or 2n, K)
         if guidance != 1:
             given, empty = logits.chunk(2)
             logits = empty + guidance * (given - empty)  # (n, K)
@@ -70,8 +70,7 @@ def generate(
         if on_token is not None:
             on_token(cell, codes[:, cell])
         if cell + 1 < config.n_image:
-            new = codes[:, cell : cell + 1].repeat(len(text) // n, 1)  # (n or 2n, 1)
-            h = model.run(model.embed.image(new, cell), cache, config.text_len + cell)
+            h = cache.step(codes[:, cell].repeat(twice), cell)
     return codes.view(n, config.rows, config.grid)
 
 
@@ -88,13 +87,6 @@ def uniform(seed: int, count: int) -> torch.Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def new_cache(model: DALLE, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Room for the keys and values of the whole stream, for each layer two tensors (batch, H, T, D)."""
-    config, weight = model.config, model.image_head.weight
-    shape = (batch, config.n_head, config.text_len + config.n_image, config.n_embd // config.n_head)
-    return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in model.blocks]
-
-
 def probabilities(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
     """logits (n, K) -> probabilities (n, K) after temperature, then top-k, then top-p."""
     if temperature == 0:
@@ -109,7 +101,8 @@ def probabilities(logits: torch.Tensor, temperature: float, top_k: int, top_p: f
         before = ranked.cumsum(dim=1) - ranked  # probability of all likelier codes
         ranked = ranked.masked_fill(before >= top_p, 0.0)
         probs = torch.zeros_like(probs).scatter_(1, order, ranked)
-    return probs / probs.sum(dim=1, keepdim=True)
+        probs = probs / probs.sum(dim=1, keepdim=True)
+    return probs
 
 
 def choose(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -117,7 +110,7 @@ def choose(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
     One random number decides one code, and a code of probability 0 is never taken: the sum does not grow there.
     """
-    total = probs.double().cumsum(dim=1)
+    total = probs.cumsum(dim=1, dtype=torch.float64)
     return torch.searchsorted(total, (u * total[:, -1])[:, None], right=True)[:, 0]
 
 

@@ -10,7 +10,10 @@ and image have separate vocabularies and heads, and the image counts seven times
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from minidalle.attention import attend, layer_masks
 from minidalle.config import TransformerConfig
@@ -24,16 +27,12 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: torch.Tensor, cache=None, start: int = 0) -> torch.Tensor:
-        """x (B, T, C), the positions start … start + T - 1 of the stream. With a `cache` (keys, values), each
-        (B, H, all positions, D), the new keys and values are written into it and all that it holds so far is read."""
+    def forward(self, x: torch.Tensor, kept: list | None = None) -> torch.Tensor:
+        """x (B, T, C), the first T positions of the stream. Keys and values, (B, H, T, D) each, are added to `kept`."""
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        if cache is not None:
-            keys, values = cache
-            keys[:, :, start : start + T] = k
-            values[:, :, start : start + T] = v
-            k, v = keys[:, :, : start + T], values[:, :, : start + T]  # (B, H, start + T, D)
+        if kept is not None:
+            kept.append((k, v))
         y = attend(q, k, v, self.mask, self.config)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
@@ -43,6 +42,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, mask: str):
         super().__init__()
+        self.recompute = config.recompute
         self.ln_1 = nn.LayerNorm(config.n_embd)
         self.attn = CausalSelfAttention(config, mask)
         self.ln_2 = nn.LayerNorm(config.n_embd)
@@ -50,17 +50,22 @@ class Block(nn.Module):
             nn.Linear(config.n_embd, 4 * config.n_embd), nn.GELU(), nn.Linear(4 * config.n_embd, config.n_embd)
         )
 
-    def forward(self, x: torch.Tensor, cache=None, start: int = 0) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), cache, start)
-        return x + self.mlp(self.ln_2(x))
+    def forward(self, x: torch.Tensor, kept: list | None = None) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), kept)
+        if self.recompute and torch.is_grad_enabled():
+            return x + checkpoint(self.rest, x, use_reentrant=False, preserve_rng_state=False)
+        return x + self.rest(x)
+
+    def rest(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.ln_2(x))
 
 
 class CrossEntropy(torch.autograd.Function):
     """The sum of -ln softmax(states @ weightᵀ)[target] over all targets, without ever holding all logits.
 
-    At full size the logits of one batch of 4 are 300 MB, their softmax and gradient as much again. But the gradient of
-    a row of logits, softmax - onehot, needs nothing but that row: so take a few rows, and let them go with their
-    gradients already added up. `backward` then only multiplies by the gradient of the sum.
+    The logits of 4 full streams are 200 MB, their softmax and gradient as much again. But the gradient of a row of
+    logits, softmax - onehot, needs nothing but that row: so take a few rows, and let them go with their gradients
+    already added up. `backward` then only multiplies by the gradient of the sum.
     """
 
     @staticmethod
@@ -68,19 +73,20 @@ class CrossEntropy(torch.autograd.Function):
         """states (N, C), weight (V, C), targets (N,) int64 in 0 … V-1 -> scalar in float32 or finer, nats."""
         rows = max(1, 2**22 // len(weight))  # so that a chunk of logits is about 16 MB
         dtype = torch.promote_types(states.dtype, torch.float32)  # of all sums
-        total, states_grad, weight_grad = states.new_zeros((), dtype=dtype), [], torch.zeros_like(weight)
+        total, states_grad, weight_grad = states.new_zeros((), dtype=dtype), [], torch.zeros_like(weight, dtype=dtype)
         for h, target in zip(states.split(rows), targets.split(rows)):
-            logits = (h @ weight.T).to(dtype)  # (rows, V)
+            logits = F.linear(h, weight).to(dtype)  # (rows, V)
             ln_sum = logits.logsumexp(dim=1, keepdim=True)  # (rows, 1)
             total += (ln_sum - logits.gather(1, target[:, None])).sum()
             grad = logits.sub_(ln_sum).exp_()  # the softmax
             grad = grad.scatter_add_(1, target[:, None], grad.new_full((len(h), 1), -1.0)).to(weight.dtype)
             states_grad.append(grad @ weight)
             weight_grad += grad.T @ h
-        ctx.save_for_backward(torch.cat(states_grad), weight_grad)
+        ctx.save_for_backward(torch.cat(states_grad), weight_grad.to(weight.dtype))
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, total_grad: torch.Tensor):
         states_grad, weight_grad = ctx.saved_tensors
         return total_grad * states_grad, total_grad * weight_grad, None
@@ -146,10 +152,10 @@ class DALLE(nn.Module):
         self.check(text, image)
         return self.run(torch.cat([self.embed.text(text), self.embed.image(image)], dim=1))
 
-    def run(self, x: torch.Tensor, cache: list | None = None, start: int = 0) -> torch.Tensor:
-        """x (B, T, C) through all blocks; `cache` holds one (keys, values) pair a layer: see `sample.py`."""
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None, start)
+    def run(self, x: torch.Tensor, kept: list | None = None) -> torch.Tensor:
+        """x (B, T, C), the start of the stream, through all blocks; `kept` collects (keys, values) of every layer."""
+        for block in self.blocks:
+            x = block(x, kept)
         return self.ln_f(x)
 
     def split(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

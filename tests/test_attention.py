@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.reference import MASKS, attention, dense_mask
-from minidalle.attention import attend, layer_masks
+from minidalle.attention import attend, layer_masks, window_mask, windowed
 from minidalle.config import TransformerConfig
 
 
@@ -72,17 +72,13 @@ def test_layer_order_of_the_paper():
 
 
 @pytest.mark.parametrize("kind", MASKS)
-def test_backends_agree_and_rows_can_be_asked_for_alone(kind):
+def test_attention_is_that_of_the_formula(kind):
     config = TransformerConfig(text_len=5, rows=3, grid=4, kernel_size=3)
     q, k, v = torch.randn(3, 2, 2, 17, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask = dense_mask(kind, 5, 4, 3, 3)
     formula = attention(q, k, v, mask)
     torch.testing.assert_close(formula, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
     torch.testing.assert_close(attend(q, k, v, kind, config), formula)
-    for t in (0, 4, 5, 11, 16):  # one query with the keys so far, as sampling does
-        torch.testing.assert_close(
-            attend(q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], kind, config), formula[:, :, t : t + 1]
-        )
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -104,3 +100,40 @@ def test_bad_masks_are_refused():
         dense_mask("conv", 4, 4, kernel_size=4)
     with pytest.raises(ValueError, match="negative"):
         dense_mask("row", -1, 4)
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+@pytest.mark.parametrize(
+    "text_len, grid, rows, kernel_size", [(3, 4, 4, 3), (2, 1, 5, 11), (5, 6, 3, 5), (16, 8, 8, 3), (2, 3, 7, 11)]
+)
+def test_windows_give_what_the_mask_gives(kind, text_len, grid, rows, kernel_size):
+    """Values and gradients, in float64."""
+    config = TransformerConfig(text_len=text_len, grid=grid, rows=rows, kernel_size=kernel_size)
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 3, text_len + rows * grid, 8)
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    do = torch.randn(shape, generator=generator, dtype=torch.float64)
+    ours = windowed(q, k, v, kind, config)
+    expected = attention(q, k, v, dense_mask(kind, text_len, grid, rows, kernel_size))
+    torch.testing.assert_close(ours, expected)
+    for a, b in zip(torch.autograd.grad(ours, (q, k, v), do), torch.autograd.grad(expected, (q, k, v), do)):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind, keys", [("row", 64), ("column", 32), ("conv", 224)])
+def test_windows_leave_most_of_the_picture_out(kind, keys):
+    mask = window_mask(torch.device("cpu"), kind, 32, 32, 11)
+    assert mask.shape == (32, 32, keys)
+    assert mask.sum() == dense_mask(kind, 0, 32).sum()  # and nothing that is allowed
+
+
+@pytest.mark.parametrize("n", [3, 8, 20, 300])
+def test_attention_of_the_streams_start_is_that_of_the_whole(n):
+    """Of 8 + 300 positions the first n, which `prefill` runs; what large pictures do is what small ones do."""
+    config = TransformerConfig(text_len=8, grid=20, rows=15, kernel_size=5)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 308, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    for kind in MASKS:
+        expected = attention(q, k, v, dense_mask(kind, 8, 20, 15, 5))
+        torch.testing.assert_close(attend(q, k, v, kind, config), expected)
+        torch.testing.assert_close(attend(*(x[:, :, :n] for x in (q, k, v)), kind, config), expected[:, :, :n])

@@ -352,10 +352,13 @@ def test_one_new_query_after_another(kind, geometry):
     mask = dense_mask(kind, text_len, grid, rows, kernel_size).to(DEVICE)
     expected = attention(q.double(), k.double(), v.double(), mask)
     for t in range(0, q.shape[2], 7):
-        new, cache = q[:, :, t : t + 1], (k[:, :, : t + 1], v[:, :, : t + 1])
-        o = decode_attention(new, *cache, kind, text_len, grid, kernel_size, rows=rows)
+        new, at = q[:, :, t : t + 1], torch.tensor([t], device=DEVICE)
+        cache = [x.clone() for x in (k, v)]
+        for x in cache:
+            x[:, :, t + 1 :] = float("nan")  # what is not drawn yet must not be read
+        o = decode_attention(new, *cache, at, kind, text_len, grid, kernel_size)
         torch.testing.assert_close(o.double(), expected[:, :, t : t + 1], rtol=1e-5, atol=1e-6)
-        alone = decode_attention(new[1:], *(x[1:] for x in cache), kind, text_len, grid, kernel_size, rows=rows)
+        alone = decode_attention(new[1:], *(x[1:] for x in cache), at, kind, text_len, grid, kernel_size)
         assert torch.equal(o[1:], alone)
 
 
@@ -365,7 +368,7 @@ def test_one_new_query_of_the_full_stream(kind, splits):
     q, k, v, _ = inputs(1280, D=64, H=1, dtype=torch.float16)
     mask = dense_mask(kind, *FULL).to(DEVICE)
     for t in (0, 255, 256, 300, 1279):
-        o = decode_attention(q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], kind)
+        o = decode_attention(q[:, :, t : t + 1], k, v, torch.tensor([t], device=DEVICE), kind)
         row = mask[t : t + 1, : t + 1]
         expected = attention(q[:, :, t : t + 1].double(), k[:, :, : t + 1].double(), v[:, :, : t + 1].double(), row)
         torch.testing.assert_close(o.double(), expected, rtol=2e-3, atol=1e-3)
@@ -449,15 +452,18 @@ def test_what_this_machine_cannot_do_in_one_sentence(monkeypatch):
 
 
 def test_bad_input_of_one_query():
-    q, k = torch.zeros(1, 2, 2, 16), torch.zeros(1, 2, 5, 16)
+    q, k = torch.zeros(1, 2, 2, 16, device=DEVICE), torch.zeros(1, 2, 16, 16, device=DEVICE)
+    at = torch.tensor([3], device=DEVICE)
     with pytest.raises(ValueError, match=r"expected q \(B, H, 1, D\)"):
-        decode_attention(q, k, k)
+        decode_attention(q, k, k, at, text_len=4, grid=4)
     q = q[:, :, :1]
     with pytest.raises(ValueError, match="got float64, float64, float64"):
-        decode_attention(q.double(), k.double(), k.double())
+        decode_attention(q.double(), k.double(), k.double(), at, text_len=4, grid=4)
     with pytest.raises(ValueError, match="did you mean 'row'"):
-        decode_attention(q, k, k, "rows")
-    with pytest.raises(ValueError, match="with t in 1 … 4, the stream's length"):
-        decode_attention(q, k, k, text_len=0, grid=2)
+        decode_attention(q, k, k, at, "rows")
+    with pytest.raises(ValueError, match="with text_len = 5, grid = 4"):
+        decode_attention(q, k, k, at, text_len=5, grid=4)
+    with pytest.raises(ValueError, match="expected position as one int64 on"):
+        decode_attention(q, k, k, at[0].float(), text_len=4, grid=4)
     with pytest.raises(ValueError, match="has no gradient"):
-        decode_attention(q.requires_grad_(), k, k)
+        decode_attention(q.requires_grad_(), k, k, at, text_len=4, grid=4)

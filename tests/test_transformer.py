@@ -1,5 +1,6 @@
 """The transformer: what is predicted where, the weighted loss by hand, no leak, sizes, and that it learns."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from kernels.reference import attention, dense_mask
 from minidalle.attention import layer_masks
 from minidalle.config import PRESETS, TransformerConfig
 from minidalle.sequence import PAD
-from minidalle.transformer import DALLE
+from minidalle.transformer import DALLE, cross_entropy
 
 CONFIG = TransformerConfig(
     n_layer=3, n_head=2, n_embd=16, text_len=6, rows=4, grid=3, vocab_size=20, codebook_size=7, kernel_size=3
@@ -101,6 +102,34 @@ def test_loss_by_hand():
     torch.testing.assert_close(loss.text, by_hand)
     torch.testing.assert_close(loss.image, image_by_hand)
     torch.testing.assert_close(loss.total, by_hand / 8 + image_by_hand * 7 / 8)
+
+
+@pytest.mark.parametrize("N, V", [(7, 11), (1500, 3000), (0, 5)])
+def test_cross_entropy_in_chunks_is_that_of_torch(N, V):
+    """Value and gradients in float64; 1500 rows are two chunks of 3000 logits."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(n, 8, generator=generator, dtype=torch.float64, requires_grad=True) for n in (N, V))
+    targets = torch.randint(V, (N,), generator=generator)
+    ours = 3 * cross_entropy(states, weight, targets)  # 3: the gradient that arrives is not always 1
+    expected = 3 * F.cross_entropy(states @ weight.T, targets, reduction="sum") / max(1, N)
+    torch.testing.assert_close(ours, expected)
+    for a, b in zip(*(torch.autograd.grad(loss, (states, weight)) for loss in (ours, expected))):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("grid", [3, 16])
+def test_what_is_computed_again_in_the_backward_pass_gives_the_same_bits(grid):
+    """16 x 16 codes go through `windowed`."""
+    config = dataclasses.replace(CONFIG, grid=grid, rows=grid)
+    generator = torch.Generator().manual_seed(0)
+    text, image = batch()[0], torch.randint(7, (2, grid * grid), generator=generator)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = DALLE(dataclasses.replace(config, recompute=recompute))
+        loss = model.loss(text, image).total
+        gradients.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
 def test_captions_of_unequal_length_are_weighed_by_targets_not_by_captions():

@@ -1,0 +1,89 @@
+"""One position at a time, against the whole stream at once, in both forms of the cache."""
+
+import pytest
+import torch
+
+from kernels.reference import MASKS, dense_mask
+from minidalle import transformer
+from minidalle.attention import seen_cells
+from minidalle.cache import StaticCache, WindowCache, new_cache
+from minidalle.config import TransformerConfig
+from minidalle.sequence import PAD
+from minidalle.transformer import DALLE
+from tests.test_sample import CONFIG, TEXT, lively
+
+GEOMETRIES = [(5, 4, 3), (2, 7, 5), (4, 4, 11), (1, 1, 3)]  # rows, grid, kernel
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("rows, grid, kernel_size", GEOMETRIES)
+def test_the_cells_a_step_reads_are_those_of_the_mask(kind, rows, grid, kernel_size):
+    mask = dense_mask(kind, 0, grid, rows, kernel_size)
+    seen = seen_cells(kind, grid, rows, kernel_size)
+    assert [torch.arange(rows * grid)[s].tolist() for s in seen] == [row.nonzero()[:, 0].tolist() for row in mask]
+
+
+@pytest.mark.parametrize("cache_of", [WindowCache, StaticCache])
+@pytest.mark.parametrize("kind", [*MASKS, "dalle"])
+@pytest.mark.parametrize("n_known", [0, 8])
+def test_cached_logits_equal_uncached_logits(kind, cache_of, n_known, monkeypatch):
+    """Four layers deep, for each mask in all layers and for the paper's order, at every cell, to 1e-4; three pictures
+    of each of two captions (one of them empty, as guidance needs it), from the start or from two given rows on."""
+    if kind != "dalle":
+        monkeypatch.setattr(transformer, "layer_masks", lambda config: [kind] * config.n_layer)
+    model = lively(DALLE(CONFIG))
+    text = torch.stack([TEXT, torch.full_like(TEXT, PAD)])
+    codes = torch.randint(9, (6, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        full = model(text.repeat_interleave(3, 0), codes)[1]  # (6, 20, K)
+        cache = cache_of(model, text, 3, codes[:, :n_known])
+        h = cache.states
+        for cell in range(n_known, 20):
+            torch.testing.assert_close(model.image_head(h), full[:, cell], atol=1e-4, rtol=0)
+            if cell < 19:
+                h = cache.step(codes[:, cell], cell)
+
+
+def test_a_step_reads_nothing_that_its_mask_forbids():
+    """At every step, all keys and values that its layer's mask forbids are poisoned: nothing changes."""
+    model = lively(DALLE(CONFIG))
+    codes = torch.randint(9, (2, 20), generator=torch.Generator().manual_seed(1))
+    plain, poisoned = (WindowCache(model, TEXT[None], 2) for _ in range(2))
+    for cell in range(19):
+        for block, layer in zip(model.blocks, poisoned.layers):
+            mask = dense_mask(block.attn.mask, 0, CONFIG.grid, CONFIG.rows, CONFIG.kernel_size)
+            layer.image[:, :, ~mask[cell]] = torch.nan
+        assert torch.equal(*(cache.step(codes[:, cell], cell) for cache in (plain, poisoned)))
+        for ours, theirs in zip(poisoned.layers, plain.layers):
+            ours.image.copy_(theirs.image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cache_of", [WindowCache, StaticCache])
+def test_other_dtypes(cache_of, dtype):
+    model = lively(DALLE(CONFIG)).to(dtype)
+    codes = torch.randint(9, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        full = model(TEXT[None], codes)[1]
+        cache = cache_of(model, TEXT[None])
+        for cell in range(3):
+            close = {"atol": 1e-9, "rtol": 0} if dtype == torch.float64 else {"atol": 0.3, "rtol": 0.1}
+            torch.testing.assert_close(model.image_head(cache.states), full[:, cell], **close)
+            cache.step(codes[:, cell], cell)
+
+
+def test_the_static_step_has_the_same_addresses_each_time():
+    """What a CUDA graph needs: nothing that lasts from one step to the next is anew allocated."""
+    cache = StaticCache(lively(DALLE(CONFIG)), TEXT[None])
+    lasting = [cache.codes, cache.cell, cache.places, *cache.keys_values]
+    before = [t.data_ptr() for t in lasting]
+    for cell in range(3):
+        cache.step(torch.tensor([cell]), cell)
+    assert [t.data_ptr() for t in [cache.codes, cache.cell, cache.places, *cache.keys_values]] == before
+
+
+def test_the_device_decides_which_form():
+    config = {"text_len": 6, "rows": 5, "grid": 4, "n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 20}
+    for backend, form in (("sdpa", WindowCache), ("triton", StaticCache)):
+        model = DALLE(TransformerConfig(**config, codebook_size=9, kernel_size=3, backend=backend))
+        assert type(new_cache(model, TEXT[None])) is form
