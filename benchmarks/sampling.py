@@ -89,8 +89,10 @@ def limits(batch: int):
     import torch
     import torch.nn.functional as F
 
+    from minidalle.cache import laid_out
+
     shapes = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)] * LAYERS + [(K, WIDTH)]
-    weights = [torch.randn(shape) for shape in shapes]
+    weights = [laid_out(torch.randn(shape)) for shape in shapes]
     inputs = {width: torch.randn(batch, width) if batch > 1 else torch.randn(width) for width in (WIDTH, 4 * WIDTH)}
     near = [
         (torch.randn(batch * HEADS, 32, WIDTH // HEADS), torch.randn(batch * HEADS, 1, 32)) for _ in range(2 * LAYERS)

@@ -60,9 +60,9 @@ def generate(
 
     twice = len(text) * share // n  # 2 with guidance, else 1
     cache = new_cache(model, text, share, codes[:, :first].repeat(twice, 1))
-    h = cache.states  # (n or 2n, C)
+    logits = cache.logits  # (n or 2n, K)
     for cell in range(first, config.n_image):
-        logits = model.image_head(h).float()  # (n or 2n, K)
+        logits = logits.float()
         if guidance != 1:
             given, empty = logits.chunk(2)
             logits = empty + guidance * (given - empty)  # (n, K)
@@ -70,7 +70,7 @@ def generate(
         if on_token is not None:
             on_token(cell, codes[:, cell])
         if cell + 1 < config.n_image:
-            h = cache.step(codes[:, cell].repeat(twice), cell)
+            logits = cache.step(codes[:, cell].repeat(twice), cell)
     return codes.view(n, config.rows, config.grid)
 
 

@@ -37,11 +37,11 @@ def test_cached_logits_equal_uncached_logits(kind, cache_of, n_known, monkeypatc
     with torch.no_grad():
         full = model(text.repeat_interleave(3, 0), codes)[1]  # (6, 20, K)
         cache = cache_of(model, text, 3, codes[:, :n_known])
-        h = cache.states
+        logits = cache.logits
         for cell in range(n_known, 20):
-            torch.testing.assert_close(model.image_head(h), full[:, cell], atol=1e-4, rtol=0)
+            torch.testing.assert_close(logits, full[:, cell], atol=1e-4, rtol=0)
             if cell < 19:
-                h = cache.step(codes[:, cell], cell)
+                logits = cache.step(codes[:, cell], cell)
 
 
 def test_a_step_reads_nothing_that_its_mask_forbids():
@@ -68,7 +68,7 @@ def test_other_dtypes(cache_of, dtype):
         cache = cache_of(model, TEXT[None])
         for cell in range(3):
             close = {"atol": 1e-9, "rtol": 0} if dtype == torch.float64 else {"atol": 0.3, "rtol": 0.1}
-            torch.testing.assert_close(model.image_head(cache.states), full[:, cell], **close)
+            torch.testing.assert_close(cache.logits, full[:, cell], **close)
             cache.step(codes[:, cell], cell)
 
 
