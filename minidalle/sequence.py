@@ -79,9 +79,9 @@ class StreamEmbedding(nn.Module):
         token = torch.where(is_pad, self.text_pad.weight, self.text_token(text.clamp(min=0)))
         return token + self.text_position.weight
 
-    def image(self, codes: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """codes (B, n) int64, the cells start … start + n - 1 in raster order -> (B, n, C)."""
-        cell = torch.arange(start, start + codes.shape[1], device=codes.device)
+    def image(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (B, n) int64, the first n cells in raster order -> (B, n, C)."""
+        cell = torch.arange(codes.shape[1], device=codes.device)
         return (
             self.image_token(codes)
             + self.image_row(cell // self.config.grid)

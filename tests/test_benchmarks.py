@@ -1,0 +1,72 @@
+"""What the benchmarks print is what they measured: ratios within a turn, the table, the chart, the fair start."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RUNS = {
+    "ours": [{"wall": 1.0, "cpu": 2.0, "peak": 10.0}, {"wall": 3.0, "cpu": 3.0, "peak": 12.0}],
+    "theirs": [{"wall": 2.0, "cpu": 4.0, "peak": 20.0}, {"wall": 2.0, "cpu": 2.0, "peak": 20.0}],
+}
+
+
+@pytest.fixture(scope="module")
+def side_by_side():
+    sys.path.insert(0, str(BENCHMARKS))
+    import side_by_side
+
+    yield side_by_side
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_ratios_are_taken_within_a_turn(side_by_side):
+    assert side_by_side.ratios(RUNS, "ours", "theirs", "cpu") == [0.5, 1.5]
+    assert side_by_side.ratios(RUNS, "ours", "theirs", "wall") == [0.5, 1.5]
+    assert side_by_side.ratios(RUNS, "theirs", "theirs", "cpu") == [1, 1]
+
+
+def test_the_table_shows_medians_ranges_and_the_largest_peak(side_by_side):
+    more = {"per s": lambda name, run: 6 / run["wall"] if name == "ours" else None}
+    _, _, ours, theirs = side_by_side.table(RUNS, "theirs", 1, more)
+    assert ours == "| ours | 2.00 (1.00–3.00) | 2.50 (2.00–3.00) | 1.00 (0.50–1.50) | 12 | 4.0 (2.0–6.0) |"
+    assert theirs == "| theirs | 2.00 | 3.00 (2.00–4.00) | 1.00 | 20 |  |"
+
+
+def test_a_run_is_a_process_of_its_own_with_its_threads(side_by_side, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import os, side_by_side\n"
+        "def case(n): return lambda: {'n': n, 'threads': os.environ['OMP_NUM_THREADS']}\n"
+        "side_by_side.work({'case': case}, sys.argv[2:])\n"
+    )
+    run = side_by_side.run(str(script), "case", (5,), 3)
+    assert run["n"] == 5 and run["threads"] == "3" and run["wall"] >= 0 and run["peak"] > 1
+    with pytest.raises(SystemExit, match="other failed: KeyError: 'other'"):
+        side_by_side.run(str(script), "other", (), 1)
+
+
+def test_the_chart_is_a_picture(side_by_side, tmp_path):
+    side_by_side.chart(tmp_path / "c.png", {"1 thread": {"minidalle": [0.4, 0.5], "other": [2.0, 3.0]}}, "x", "title")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_corpus_is_distinct_lines_of_words(side_by_side):
+    from benchmarks.tokenizer import corpus
+
+    lines = corpus(0.05)
+    assert len(set(lines)) == len(lines) and all(3 <= len(line.split()) <= 40 for line in lines)
+    assert sum(len(line.encode()) for line in lines) >= 5e4
+
+
+def test_bytes_are_shown_as_tokenizers_shows_them(side_by_side):
+    """Against the rule in GPT-2's published encoder: bytes that print as themselves, the others from U+0100 on."""
+    from benchmarks.tokenizer import shown_bytes
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    shown = shown_bytes(sorted(alphabet))
+    assert [shown[b] for b in printable] == [chr(b) for b in printable]
+    assert shown[0] == "Ā" and shown[32] == "Ġ" and shown[10] == "Ċ" and len(set(shown)) == 256
