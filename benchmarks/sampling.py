@@ -4,13 +4,13 @@ The model: 8 layers, width 256, 4 heads of 64, 256 + 1024 positions, vocabularie
 tokens is read, and 1024 image tokens are drawn at temperature 1, for 1, 4 and 16 pictures at once. Ours has the paper's
 masks, reads the caption once for all pictures and draws from the 8,192 image codes. GPT-2 looks at everything before,
 reads the caption for every picture and draws from all 24,576 tokens, as a joint head must: "cached loop" is the
-plainest loop around it, "generate()" its own. So part of the ratio is the head: 8.4 million weights are read for a token
-where GPT-2 reads 12.6 million.
+plainest loop around it, "generate()" its own. So part of the ratio is the head: for a token, 6.3 + 2.1 million weights
+of blocks and head are read, where GPT-2 reads 6.3 + 6.3 million.
 
     python benchmarks/sampling.py [--repeats 3] [--threads 1 2] [--batches 1 4 16] [--chart docs/sampling.png]
 
-Limit: what the products alone take that a token cannot do without, measured: with the weights of 8 layers and of the
-image head, and with the keys and values that the masks allow (256 + 32 a layer). Needs requirements-extra.txt.
+Products: what they alone take, called with nothing between them: with the weights of 8 layers and of the image head,
+and with the keys and values that the masks allow (about 256 + 32 a layer). Needs requirements-extra.txt.
 """
 
 import dataclasses
@@ -124,7 +124,7 @@ def limits(batch: int):
         token = seconds(products, 200)
         numbers = sum(w.numel() for w in weights) + sum(values.numel() for values, _ in near + far)
         return {
-            "token": token, "gbytes": 4 * numbers / token / 1e9,
+            "token": token, "bytes": 4 * numbers,
             "matvec": 4 * big.numel() / seconds(lambda: big.mv(x), 10) / 1e9,
             "matmul": 2 * 2048**3 / seconds(lambda: square @ square, 5) / 1e9,
             "copy": 8 * big.numel() / seconds(lambda: copy.copy_(big), 10) / 1e9,
@@ -137,10 +137,10 @@ CASES = {"minidalle": ours, "GPT-2, cached loop": cached_loop, "GPT-2, generate(
 
 
 def columns(batch: int, token: float) -> dict:
-    """What the table shows besides times; token: seconds that the limit takes for one token of each picture."""
+    """What the table shows besides times; token: seconds that the products of one token of each picture take."""
     return {
         "tokens/s": lambda name, run: batch * IMAGE / run["wall"],
-        "% of the limit": lambda name, run: 100 * token * IMAGE / run["wall"] if name == "minidalle" else None,
+        "products, % of it": lambda name, run: 100 * token * IMAGE / run["wall"] if name == "minidalle" else None,
     }
 
 
@@ -159,7 +159,7 @@ def main():
             print(f"{batch} picture{'s' if batch > 1 else ''}:\n")
             print("\n".join(side_by_side.table(results, reference, threads, columns(batch, token))))
             print(
-                f"\nlimit: {1e3 * token:.2f} ms a token, read at {limit['gbytes']:.1f} GB/s; the machine: "
+                f"\nproducts: {1e3 * token:.2f} ms a token, at {limit['bytes'] / token / 1e9:.1f} GB/s; the machine: "
                 f"{limit['matvec']:.1f} GB/s in a large matrix-vector product, {limit['matmul']:.0f} GFLOP/s in a matrix "
                 f"product, {limit['copy']:.1f} GB/s copying\n"
             )

@@ -2,8 +2,8 @@
 
 The paper gives each of its 64 layers one of three sparse masks over the image (SPEC 5; drawn in P Fig. 11):
 47 times row, 16 times column, and convolution in the last. The masks themselves are in `kernels/reference.py`; on a CUDA
-GPU our Triton kernels compute them (`kernels/attention.py`), elsewhere PyTorch: a large picture window by window, so
-that what a mask forbids is not even computed (`windowed`), all else with the mask as a matrix.
+GPU our Triton kernels compute them (`kernels/attention.py`), elsewhere PyTorch: from 256 codes on window by window,
+so that most of what a mask forbids is not even computed (`windowed`), smaller pictures with the mask as a matrix.
 """
 
 import importlib.util
@@ -48,7 +48,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, config:
     if kind == "causal" or c.text_len >= T:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if whole and c.n_image >= 256 and not q.is_cuda:  # on smaller pictures there is too little to leave out
-        one_by_one = zip(q.split(1), k.split(1), v.split(1))  # so that the scores of one picture fit a CPU's cache
+        one_by_one = zip(q.split(1), k.split(1), v.split(1))  # the scores of one picture at a time: 5 MB for 4 heads
         again = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(windowed, *one, kind, c, **again) for one in one_by_one])
     mask = mask_on(q.device, kind, c.text_len, c.grid, c.rows, c.kernel_size)
@@ -87,7 +87,7 @@ def from_groups(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def windows(x: torch.Tensor, kind: str, config: TransformerConfig) -> torch.Tensor:
-    """(B, H, groups, cells, D) -> (B, H, groups, W, D): each group behind those above it that the mask reaches.
+    """(B, H, groups, cells, D) -> (B, H, groups, W, D): each group preceded by those above it that the mask reaches.
 
     Above the first row stand zeros. A column reaches no other; a row, that above; conv reaches half * (grid + 1) back.
     """

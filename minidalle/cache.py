@@ -3,10 +3,10 @@
     text (captions, text_len)  --prefill-->  logits (N, K);   codes (N,) of one cell  --step-->  logits (N, K)
 
 A position's keys and values never change once they are computed, so they are kept, and a step runs one new position
-through the network. There are two forms, with equal results:
+through the network. There are two forms, equal up to rounding:
 
-`WindowCache`, for a CPU, where reading memory takes the time. A step reads only the keys that its layer's mask allows,
-and those of the text, stored once for all pictures of a caption, once for all of these pictures.
+`WindowCache`, for a CPU, where reading memory takes the time. A step reads the keys of the image that its layer's mask
+allows, and those of the text, which are stored once for each caption: one product serves all its pictures.
 
 `StaticCache`, for a GPU, which waits for Python if a step is a few hundred small calls: here every step makes the same
 calls on the same memory, so that they are recorded once, as a CUDA graph, and replayed. Which keys are allowed, the
@@ -51,7 +51,7 @@ def places(model: DALLE) -> torch.Tensor:
 
 
 class Layer(NamedTuple):
-    """What a step needs of one layer, looked up once: a step is so short that looking it up would show."""
+    """What a step needs of one layer, looked up once and not at each of 1024 steps."""
 
     norms: list[tuple]  # (weight, bias) of the two layer norms
     linears: list[tuple]  # (weight, bias) of qkv, proj and the two of the MLP
@@ -117,12 +117,12 @@ class WindowCache:
 
 
 def laid_out(weight: torch.Tensor) -> torch.Tensor:
-    """The same matrix, its longer side contiguous: read in long runs, a product with one vector is up to 3 times as fast."""
+    """The same matrix with its longer side contiguous, along which a product with one vector then reads it."""
     return weight.T.contiguous().T if weight.shape[0] > weight.shape[1] else weight
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """x * (probability that a standard normal is below x): what F.gelu computes by a library that takes longer to call."""
+    """x * (probability that a standard normal is below x), the definition. F.gelu calls oneDNN, which starts slowly."""
     return x * torch.special.ndtr(x)
 
 

@@ -70,7 +70,9 @@ class TransformerConfig:
     masks: str = "dalle"  # the paper's row, column and conv masks, P B.1; O: "causal" everywhere
     kernel_size: int = 11  # of the conv mask, P Fig. 11
     recompute: bool = False  # O: compute the MLPs' hidden layers again in the backward pass instead of keeping them
-    backend: str = "auto"  # O: what computes attention: "triton", "sdpa" (PyTorch), or the first on a GPU that can
+    backend: str = (
+        "auto"  # O: what computes attention: "triton", "sdpa" (means PyTorch), or the first on a GPU that can
+    )
 
     def check(self):
         """Raise ValueError where no model can be built; DALLE and `load_preset` call it."""

@@ -3,8 +3,8 @@
     text (text_len,) or (n, text_len)  ->  codes (n, rows, grid)
 
 The *cache* of `cache.py` runs one new position through the network at each step instead of all of them. And every
-picture has a *seed of its own*: picture k gets all its random numbers from seed k, before the first is drawn, so that
-it does not depend on how many other pictures are drawn beside it.
+picture has a *seed of its own*: picture k gets all its random numbers from seed k, before the first code is drawn, so
+that it does not depend on what is drawn beside it, but where rounding, which may, decides between two codes.
 
 The paper draws at temperature 1, from all codes (P 3). Cutting the tail (`top_k`, `top_p`) and `guidance` are O.
 """

@@ -63,9 +63,10 @@ class Block(nn.Module):
 class CrossEntropy(torch.autograd.Function):
     """The sum of -ln softmax(states @ weightᵀ)[target] over all targets, without ever holding all logits.
 
-    The logits of 4 full streams are 200 MB, their softmax and gradient as much again. But the gradient of a row of
-    logits, softmax - onehot, needs nothing but that row: so take a few rows, and let them go with their gradients
-    already added up. `backward` then only multiplies by the gradient of the sum.
+    The logits of 4 full streams are 200 MB, their softmax and their gradient each as much again. But the gradient of a
+    row of logits, softmax - onehot, needs nothing but that row. So `forward` takes a few rows at a time, computes at
+    once what their gradient means for states and weight, adds that up, and frees the rows; `backward` only multiplies
+    by the gradient of the sum.
     """
 
     @staticmethod
