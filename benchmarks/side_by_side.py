@@ -73,6 +73,7 @@ def in_turns(script: str, names: list[str], settings: tuple, threads: int, repea
 
 
 def ratios(results: dict[str, list[dict]], name: str, reference: str, key: str) -> list[float]:
+    """What `name` took in each turn, "cpu" or "wall", as a multiple of what `reference` took in it; ascending."""
     return sorted(a[key] / b[key] for a, b in zip(results[name], results[reference]))
 
 

@@ -1,7 +1,7 @@
 """`fused_attention`: the Triton kernels behind one differentiable function, with everything they need prepared.
 
 In: q, k, v (B, H, T, D) and which of DALL-E's masks; out: (B, H, T, D). Here are the checks, the choice of tiles for the
-GPU at hand, the order in which the column mask wants its image to_mask_order, and the `autograd.Function`. The algorithm is in
+GPU at hand, the order in which the column mask wants its image, and the `autograd.Function`. The algorithm is in
 `tiled.py`, the kernels in `forward.py` and `backward.py`.
 
 What it promises: sums in float32 whatever the dtype; the same inputs give the same bits, and each head's bits do not

@@ -192,9 +192,7 @@ def backward_keys(
             s = hide(s, -x[None, :], j[:, None], -j[:, None], near, -m0, KIND, TEXT, GRID, HALF, BLOCK_M)
         else:
             s = hide(s, x[None, :], j[:, None], last[:, None], near[:, None], m0, KIND, TEXT, GRID, HALF, BLOCK_M)
-        if (
-            DESCRIPTORS
-        ):  # Hopper multiplies this while the exponentials are taken; elsewhere it would only take registers
+        if DESCRIPTORS:  # Hopper multiplies this during the exponentials; elsewhere it would only take registers
             dp = tl.dot(v, do.T, input_precision=PRECISION)
         p = probabilities(s, m[None, :], log_l[None, :], scale, EXACT)  # (BLOCK_N, BLOCK_M)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
@@ -209,9 +207,7 @@ def backward_keys(
         log_l = load_numbers(LOG_L + head * T, m0 + x, T, BLOCK_M) if EXACT else m
         delta = load_numbers(DELTA + head * T, m0 + x, T, BLOCK_M)
         s = transposed_scores(k, q, EXACT, PRECISION)
-        if (
-            DESCRIPTORS
-        ):  # Hopper multiplies this while the exponentials are taken; elsewhere it would only take registers
+        if DESCRIPTORS:  # Hopper multiplies this during the exponentials; elsewhere it would only take registers
             dp = tl.dot(v, do.T, input_precision=PRECISION)
         p = probabilities(s, m[None, :], log_l[None, :], scale, EXACT)  # (BLOCK_N, BLOCK_M)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)

@@ -57,6 +57,7 @@ class Block(nn.Module):
         return x + self.rest(x)
 
     def rest(self, x: torch.Tensor) -> torch.Tensor:
+        """The second half of the block but for its sum, (B, T, C) -> (B, T, C): what `recompute` computes twice."""
         return self.mlp(self.ln_2(x))
 
 
