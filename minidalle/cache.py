@@ -6,7 +6,7 @@ A position's keys and values never change once they are computed, so they are ke
 through the network. There are two forms, equal up to rounding:
 
 `WindowCache`, for a CPU, where reading memory takes the time. A step reads the keys of the image that its layer's mask
-allows, and those of the text, which are stored once for each caption: one product serves all its pictures.
+allows, side by side, and those of the text, which are stored once for each caption: one product serves all its pictures.
 
 `StaticCache`, for a GPU, which waits for Python if a step is a few hundred small calls: here every step makes the same
 calls on the same memory, so that they are recorded once, as a CUDA graph, and replayed. Which keys are allowed, the
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from minidalle.attention import fused, mask_on, seen_cells
+from minidalle.config import TransformerConfig
 from minidalle.transformer import DALLE
 
 
@@ -55,39 +56,63 @@ class Layer(NamedTuple):
 
     norms: list[tuple]  # (weight, bias) of the two layer norms
     linears: list[tuple]  # (weight, bias) of qkv, proj and the two of the MLP
-    text_keys: torch.Tensor  # (captions * H, D, text_len)
-    text_values: torch.Tensor  # (captions * H, text_len, D)
-    image: torch.Tensor  # (2, M, rows * grid, D), keys and values; what is not drawn yet is 0
-    seen: list  # for each cell, the cells that it sees, as `seen_cells` gives them
+    text: tuple  # keys (captions * H, D, text_len) and values (captions * H, text_len, D), if pictures share a caption
+    read: torch.Tensor  # (2, M, start + W, D), keys and values that a step reads: of the text, if it is not shared, and
+    # then, from `start` on, of the image, room for W cells
+    image: torch.Tensor | None  # (rows * grid, 2, M, D), those of all cells, for masks by which a step picks some
+    seen: list | None  # and which, for each cell, as `seen_cells` gives them
+
+
+# By these masks a cell sees the W cells up to its own, so the next one takes the place of the first of them.
+IN_A_RING = ("causal", "row")
+
+
+def most_seen(mask: str, c: TransformerConfig) -> int:
+    """W, the most cells of the image that a cell sees, itself included."""
+    return {"causal": c.n_image, "row": c.grid + 1, "column": c.rows}.get(mask, c.kernel_size**2 // 2 + 1)
 
 
 class WindowCache:
     """Heads come before the pictures of a caption: M counts (captions, H, share). So the queries of all pictures of a
-    caption lie together, and meet the keys of its text in one product of matrices."""
+    caption lie together, and meet the keys of its text in one product of matrices. Where each picture has a caption of
+    its own, text and image lie together instead, and one product reads both."""
 
     @torch.no_grad()
     def __init__(self, model: DALLE, text: torch.Tensor, share: int = 1, known: torch.Tensor | None = None):
         self.model, self.share, c = model, share, model.config
         self.logits, kept = prefill(model, text, share, known)
         self.places, self.head = places(model), laid_out(model.image_head.weight)
-        M, D, n_known = len(text) * c.n_head * share, c.n_embd // c.n_head, kept[0][0].shape[2] - c.text_len
-        self.layers = []
-        for block in model.blocks:
-            both = torch.stack(kept.pop(0)).unflatten(1, (len(text), -1))  # (2, captions, 1 or share, H, T so far, D)
-            both = both.transpose(2, 3)  # (2, captions, H, 1 or share, T so far, D)
-            text_keys, text_values = both[:, :, :, 0, : c.text_len].flatten(1, 2)  # (captions * H, text_len, D) each
-            image = both.new_zeros(2, M, c.n_image, D)
-            if n_known:
-                image[:, :, :n_known] = both[:, :, :, :, c.text_len :].flatten(1, 3)
-            linears = (block.attn.qkv, block.attn.proj, block.mlp[0], block.mlp[2])
-            self.layers.append(Layer(
-                [(norm.weight, norm.bias) for norm in (block.ln_1, block.ln_2)],
-                [(laid_out(linear.weight), linear.bias) for linear in linears],
-                text_keys.contiguous().mT, text_values.contiguous(), image,
-                seen_cells(block.attn.mask, c.grid, c.rows, c.kernel_size),
-            ))  # fmt: skip
+        self.start = c.text_len if share == 1 else 0  # where the image begins in what is read
+        self.layers = [self.layer(block, torch.stack(kept.pop(0)), len(text)) for block in model.blocks]
 
-    @torch.no_grad()
+    def layer(self, block, both: torch.Tensor, captions: int) -> Layer:
+        """both (2, captions or N, H, T so far, D): keys and values of the text, and of the cells that are known."""
+        c, mask, n = self.model.config, block.attn.mask, self.model.config.text_len
+        M, W = captions * c.n_head * self.share, most_seen(mask, c)
+        both = both.unflatten(1, (captions, -1)).transpose(2, 3)  # (2, captions, H, 1 or share, T so far, D)
+        text, known = both[..., :n, :], both[..., n:, :].expand(-1, -1, -1, self.share, -1, -1).flatten(1, 3)
+        read = both.new_empty(2, M, self.start + W, both.shape[-1])
+        shared, image, seen = (), None, None
+        if self.share == 1:
+            read[:, :, :n] = text.flatten(1, 3)
+        else:
+            keys, values = text[:, :, :, 0].flatten(1, 2)  # (captions * H, text_len, D) each
+            shared = (keys.contiguous().mT, values.contiguous())
+        cells = torch.arange(known.shape[2], device=known.device)
+        if mask in IN_A_RING:
+            read[:, :, self.start + cells[-W:] % W] = known[:, :, cells[-W:]]
+        else:
+            image = both.new_empty(c.n_image, 2, M, both.shape[-1])
+            image[cells] = known.movedim(2, 0)
+            seen = seen_cells(mask, c.grid, c.rows, c.kernel_size)
+        linears = (block.attn.qkv, block.attn.proj, block.mlp[0], block.mlp[2])
+        return Layer(
+            [(norm.weight, norm.bias) for norm in (block.ln_1, block.ln_2)],
+            [(laid_out(linear.weight), linear.bias) for linear in linears],
+            shared, read, image, seen,
+        )  # fmt: skip
+
+    @torch.inference_mode()
     def step(self, codes: torch.Tensor, cell: int) -> torch.Tensor:
         """codes (N,) int64, drawn for `cell` -> (N, K), the logits of the next cell."""
         x = self.model.embed.image_token(codes) + self.places[cell]  # (N, C)
@@ -101,19 +126,32 @@ class WindowCache:
 
     def attend(self, layer: Layer, qkv: torch.Tensor, cell: int) -> torch.Tensor:
         """Store the new keys and values, and read those that the new queries may see. qkv (N, 3C) -> (N, C)."""
-        H, share, n = self.model.config.n_head, self.share, self.model.config.text_len
+        H, share = self.model.config.n_head, self.share
         D = qkv.shape[1] // (3 * H)
         qkv = qkv.view(-1, share, 3, H, D).permute(2, 0, 3, 1, 4).reshape(3, -1, D)  # (3, M, D)
-        q, new = qkv.split((1, 2))
-        layer.image.select(2, cell).copy_(new)
-        keys, values = layer.image[:, :, layer.seen[cell]]  # (M, w, D) each, w cells that are seen
-        q = q.view(-1, share, D) * D**-0.5  # (captions * H, share, D)
-        far = torch.bmm(q, layer.text_keys).view(-1, 1, n)  # (M, 1, text_len)
-        near = torch.bmm(q.view(-1, 1, D), keys.mT)  # (M, 1, w)
-        far, near = torch.cat((far, near), 2).softmax(2).split((n, near.shape[2]), 2)
-        y = torch.bmm(far.reshape(-1, share, n), layer.text_values).view(-1, 1, D)
-        y = torch.baddbmm(y, near, values)  # (M, 1, D)
+        q = (qkv[0] * D**-0.5).view(-1, 1, D)  # (M, 1, D)
+        keys, values = self.store(layer, qkv[1:], cell)  # (M, n, D) each
+        if share == 1:
+            y = torch.bmm(torch.bmm(q, keys.mT).softmax(2), values)  # (M, 1, D)
+        else:
+            text_keys, text_values = layer.text
+            far = torch.bmm(q.view(-1, share, D), text_keys).view(len(q), 1, -1)  # (M, 1, text_len)
+            near = torch.bmm(q, keys.mT)  # (M, 1, n)
+            far, near = torch.cat((far, near), 2).softmax(2).split((far.shape[2], near.shape[2]), 2)
+            y = torch.bmm(far.reshape(-1, share, far.shape[2]), text_values).view(-1, 1, D)
+            y = torch.baddbmm(y, near, values)  # (M, 1, D)
         return y.view(-1, H, share, D).transpose(1, 2).reshape(-1, H * D)
+
+    def store(self, layer: Layer, new: torch.Tensor, cell: int) -> torch.Tensor:
+        """new (2, M, D), of `cell` -> (2, M, n, D), what it may see of this layer's `read`, itself included."""
+        start, W = self.start, layer.read.shape[2] - self.start
+        if layer.image is None:
+            layer.read[:, :, start + cell % W] = new
+            return layer.read[:, :, : start + min(cell + 1, W)]
+        layer.image[cell] = new
+        seen = layer.image[layer.seen[cell]]  # (up to W, 2, M, D)
+        layer.read[:, :, start : start + len(seen)] = seen.movedim(0, 2)
+        return layer.read[:, :, : start + len(seen)]
 
 
 def laid_out(weight: torch.Tensor) -> torch.Tensor:

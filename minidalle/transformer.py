@@ -52,8 +52,11 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, kept: list | None = None) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x), kept)
-        if self.recompute and torch.is_grad_enabled():
-            return x + checkpoint(self.rest, x, use_reentrant=False, preserve_rng_state=False)
+        if (
+            self.recompute and torch.is_grad_enabled()
+        ):  # one stream at a time: hidden layers of all would be four times x
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            return x + torch.cat([checkpoint(self.rest, one, **again) for one in x.split(1)])
         return x + self.rest(x)
 
     def rest(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from kernels.reference import MASKS, dense_mask
 from minidalle import transformer
 from minidalle.attention import seen_cells
-from minidalle.cache import StaticCache, WindowCache, new_cache
+from minidalle.cache import IN_A_RING, StaticCache, WindowCache, most_seen, new_cache
 from minidalle.config import TransformerConfig
 from minidalle.sequence import PAD
 from minidalle.transformer import DALLE
@@ -15,7 +15,7 @@ from tests.test_sample import CONFIG, TEXT, lively
 GEOMETRIES = [(5, 4, 3), (2, 7, 5), (4, 4, 11), (1, 1, 3)]  # rows, grid, kernel
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", ["column", "conv"])
 @pytest.mark.parametrize("rows, grid, kernel_size", GEOMETRIES)
 def test_the_cells_a_step_reads_are_those_of_the_mask(kind, rows, grid, kernel_size):
     mask = dense_mask(kind, 0, grid, rows, kernel_size)
@@ -23,20 +23,32 @@ def test_the_cells_a_step_reads_are_those_of_the_mask(kind, rows, grid, kernel_s
     assert [torch.arange(rows * grid)[s].tolist() for s in seen] == [row.nonzero()[:, 0].tolist() for row in mask]
 
 
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("rows, grid, kernel_size", GEOMETRIES)
+def test_there_is_room_for_the_cells_that_are_seen(kind, rows, grid, kernel_size):
+    """In a ring for all of them, and by these masks they are the last; else for as many as any cell sees."""
+    config = TransformerConfig(rows=rows, grid=grid, kernel_size=kernel_size)
+    W, mask = most_seen(kind, config), dense_mask(kind, 0, grid, rows, kernel_size)
+    assert mask.sum(1).max() <= W
+    if kind in IN_A_RING:
+        assert all(row.nonzero()[:, 0].tolist() == list(range(max(0, i + 1 - W), i + 1)) for i, row in enumerate(mask))
+
+
 @pytest.mark.parametrize("cache_of", [WindowCache, StaticCache])
 @pytest.mark.parametrize("kind", [*MASKS, "dalle"])
+@pytest.mark.parametrize("share", [1, 3])
 @pytest.mark.parametrize("n_known", [0, 8])
-def test_cached_logits_equal_uncached_logits(kind, cache_of, n_known, monkeypatch):
-    """Four layers deep, for each mask in all layers and for the paper's order, at every cell, to 1e-4; three pictures
+def test_cached_logits_equal_uncached_logits(kind, cache_of, n_known, share, monkeypatch):
+    """Four layers deep, for each mask in all layers and for the paper's order, at every cell, to 1e-4; one picture or three
     of each of two captions (one of them empty, as guidance needs it), from the start or from two given rows on."""
     if kind != "dalle":
         monkeypatch.setattr(transformer, "layer_masks", lambda config: [kind] * config.n_layer)
     model = lively(DALLE(CONFIG))
     text = torch.stack([TEXT, torch.full_like(TEXT, PAD)])
-    codes = torch.randint(9, (6, 20), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(9, (2 * share, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        full = model(text.repeat_interleave(3, 0), codes)[1]  # (6, 20, K)
-        cache = cache_of(model, text, 3, codes[:, :n_known])
+        full = model(text.repeat_interleave(share, 0), codes)[1]  # (2 * share, 20, K)
+        cache = cache_of(model, text, share, codes[:, :n_known])
         logits = cache.logits
         for cell in range(n_known, 20):
             torch.testing.assert_close(logits, full[:, cell], atol=1e-4, rtol=0)
@@ -44,18 +56,28 @@ def test_cached_logits_equal_uncached_logits(kind, cache_of, n_known, monkeypatc
                 logits = cache.step(codes[:, cell], cell)
 
 
-def test_a_step_reads_nothing_that_its_mask_forbids():
-    """At every step, all keys and values that its layer's mask forbids are poisoned: nothing changes."""
+@pytest.mark.parametrize("share", [1, 2])
+def test_a_step_reads_nothing_that_its_mask_forbids(share):
+    """At every step, all stored keys and values of the image that a layer's mask forbids are poisoned, and all room that
+    nothing stands in: nothing changes."""
     model = lively(DALLE(CONFIG))
-    codes = torch.randint(9, (2, 20), generator=torch.Generator().manual_seed(1))
-    plain, poisoned = (WindowCache(model, TEXT[None], 2) for _ in range(2))
+    codes = torch.randint(9, (share, 20), generator=torch.Generator().manual_seed(1))
+    plain, poisoned = (WindowCache(model, TEXT[None], share) for _ in range(2))
     for cell in range(19):
         for block, layer in zip(model.blocks, poisoned.layers):
             mask = dense_mask(block.attn.mask, 0, CONFIG.grid, CONFIG.rows, CONFIG.kernel_size)
-            layer.image[:, :, ~mask[cell]] = torch.nan
+            if layer.image is None:
+                W = layer.read.shape[2] - poisoned.start
+                empty = torch.tensor([cell % W, *range(cell, W)])  # or about to be written over
+                layer.read[:, :, poisoned.start + empty] = torch.nan
+            else:
+                layer.image[~mask[cell]] = torch.nan
+                layer.read[:, :, poisoned.start :] = torch.nan
         assert torch.equal(*(cache.step(codes[:, cell], cell) for cache in (plain, poisoned)))
         for ours, theirs in zip(poisoned.layers, plain.layers):
-            ours.image.copy_(theirs.image)
+            for mine, right in ((ours.image, theirs.image), (ours.read, theirs.read)):
+                if mine is not None:
+                    mine.copy_(right)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
