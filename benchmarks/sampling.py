@@ -9,8 +9,9 @@ of blocks and head are read, where GPT-2 reads 6.3 + 6.3 million.
 
     python benchmarks/sampling.py [--repeats 3] [--threads 1 2] [--batches 1 4 16] [--chart docs/sampling.png]
 
-Products: what they alone take, called with nothing between them: with the weights of 8 layers and of the image head,
-and with the keys and values that the masks allow (about 256 + 32 a layer). Needs requirements-extra.txt.
+Products: what they alone take, called with nothing between them, just before and after the drawing and in its process:
+with the weights of 8 layers and of the image head, and with the keys and values that the masks allow (about 256 + 32 a
+layer). Needs requirements-extra.txt.
 """
 
 import dataclasses
@@ -36,9 +37,14 @@ def ours(batch: int):
     text[-1] = PAD
     warm = DALLE(dataclasses.replace(config, rows=1)).eval()
     generate(warm, text, batch, range(batch))  # not timed: one row
+    products = products_of(batch)
 
     def task():
+        before = products()
+        wall, cpu = time.perf_counter(), time.process_time()
         generate(model, text, batch, range(batch))
+        took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        return took | {"token": (before + products()) / 2}  # in the place of the times of the whole task
 
     return task
 
@@ -84,8 +90,8 @@ def own_generate(batch: int):
     return draw
 
 
-def limits(batch: int):
-    """Seconds that the products of one token take, and the machine's rates."""
+def products_of(batch: int):
+    """A function that gives the seconds that the products of one token of each picture take (see the top)."""
     import torch
     import torch.nn.functional as F
 
@@ -94,53 +100,60 @@ def limits(batch: int):
     shapes = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)] * LAYERS + [(K, WIDTH)]
     weights = [laid_out(torch.randn(shape)) for shape in shapes]
     inputs = {width: torch.randn(batch, width) if batch > 1 else torch.randn(width) for width in (WIDTH, 4 * WIDTH)}
-    near = [
-        (torch.randn(batch * HEADS, 32, WIDTH // HEADS), torch.randn(batch * HEADS, 1, 32)) for _ in range(2 * LAYERS)
-    ]
-    far = [(torch.randn(HEADS, TEXT, WIDTH // HEADS), torch.randn(HEADS, batch, TEXT)) for _ in range(2 * LAYERS)]
+    D, pairs = WIDTH // HEADS, []  # (probabilities, values), and of the same size (queries, keys)
+    for _ in range(2 * LAYERS):
+        if batch == 1:
+            pairs.append((torch.randn(HEADS, 1, TEXT + 32), torch.randn(HEADS, TEXT + 32, D)))
+        else:
+            pairs.append((torch.randn(HEADS, batch, TEXT), torch.randn(HEADS, TEXT, D)))
+            pairs.append((torch.randn(batch * HEADS, 1, 32), torch.randn(batch * HEADS, 32, D)))
+
+    def once():
+        for w in weights:
+            w.mv(inputs[w.shape[1]]) if batch == 1 else F.linear(inputs[w.shape[1]], w)
+        for p, values in pairs:
+            torch.bmm(p, values)
+
+    return lambda: seconds(once, 200)
+
+
+def seconds(function, times: int) -> float:
+    """The median of so many calls."""
+    function()
+    each = []
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        each.append(time.perf_counter() - started)
+    return sorted(each)[times // 2]
+
+
+def limits():
+    """The machine's rates."""
+    import torch
+
     big, copy, x, square = (
         torch.randn(2**13, 2**13),
         torch.empty(2**13, 2**13),
         torch.randn(2**13),
-        torch.randn(2048, 2048),
+        torch.randn(2**11, 2**11),
     )
-
-    def seconds(function, times):
-        function()
-        each = []
-        for _ in range(times):
-            started = time.perf_counter()
-            function()
-            each.append(time.perf_counter() - started)
-        return sorted(each)[times // 2]
-
-    def products():
-        for w in weights:
-            w.mv(inputs[w.shape[1]]) if batch == 1 else F.linear(inputs[w.shape[1]], w)
-        for values, p in near + far:
-            torch.bmm(p, values)
-
-    def task():
-        token = seconds(products, 200)
-        numbers = sum(w.numel() for w in weights) + sum(values.numel() for values, _ in near + far)
-        return {
-            "token": token, "bytes": 4 * numbers,
-            "matvec": 4 * big.numel() / seconds(lambda: big.mv(x), 10) / 1e9,
-            "matmul": 2 * 2048**3 / seconds(lambda: square @ square, 5) / 1e9,
-            "copy": 8 * big.numel() / seconds(lambda: copy.copy_(big), 10) / 1e9,
-        }  # fmt: skip
-
-    return task
+    return lambda: {
+        "matvec": 4 * big.numel() / seconds(lambda: big.mv(x), 10) / 1e9,
+        "matmul": 2 * 2048**3 / seconds(lambda: square @ square, 5) / 1e9,
+        "copy": 8 * big.numel() / seconds(lambda: copy.copy_(big), 10) / 1e9,
+    }
 
 
 CASES = {"minidalle": ours, "GPT-2, cached loop": cached_loop, "GPT-2, generate()": own_generate, "limits": limits}
 
 
-def columns(batch: int, token: float) -> dict:
-    """What the table shows besides times; token: seconds that the products of one token of each picture take."""
+def columns(batch: int) -> dict:
+    """What the table shows besides times."""
     return {
         "tokens/s": lambda name, run: batch * IMAGE / run["wall"],
-        "products, % of it": lambda name, run: 100 * token * IMAGE / run["wall"] if name == "minidalle" else None,
+        "products, ms a token": lambda name, run: 1e3 * run["token"] if "token" in run else None,
+        "products, % of it": lambda name, run: 100 * run["token"] * IMAGE / run["wall"] if "token" in run else None,
     }
 
 
@@ -151,22 +164,19 @@ def main():
     print(side_by_side.machine(), "\n")
     groups = {}
     for threads in args.threads:
+        limit = side_by_side.run(__file__, "limits", (), threads)
         for batch in args.batches:
-            limit = side_by_side.run(__file__, "limits", (batch,), threads)
             results = side_by_side.in_turns(__file__, names, (batch,), threads, args.repeats)
-            after = side_by_side.run(__file__, "limits", (batch,), threads)
-            token = (limit["token"] + after["token"]) / 2
             print(f"{batch} picture{'s' if batch > 1 else ''}:\n")
-            print("\n".join(side_by_side.table(results, reference, threads, columns(batch, token))))
-            print(
-                f"\nproducts: {1e3 * token:.2f} ms a token, at {limit['bytes'] / token / 1e9:.1f} GB/s; the machine: "
-                f"{limit['matvec']:.1f} GB/s in a large matrix-vector product, {limit['matmul']:.0f} GFLOP/s in a matrix "
-                f"product, {limit['copy']:.1f} GB/s copying\n"
-            )
+            print("\n".join(side_by_side.table(results, reference, threads, columns(batch))), "\n")
             key = "cpu" if threads == 1 else "wall"
             groups[f"{batch} at once, {threads} thread{'s' if threads > 1 else ''}"] = {
                 name: side_by_side.ratios(results, name, reference, key) for name in names if name != reference
             }
+        print(
+            f"the machine: {limit['matvec']:.1f} GB/s in a large matrix-vector product, {limit['matmul']:.0f} GFLOP/s in a "
+            f"matrix product, {limit['copy']:.1f} GB/s copying\n"
+        )
     if args.chart:
         side_by_side.chart(args.chart, groups, "GPT-2 in a cached loop", "drawing 1024 tokens after 256: 8 layers")
 

@@ -122,8 +122,8 @@ def fused(q: torch.Tensor, config: TransformerConfig) -> bool:
 
 @lru_cache(maxsize=32)
 def seen_cells(kind: str, grid: int, rows: int, kernel_size: int) -> list[slice | torch.Tensor]:
-    """For every cell of the image, which cells it may look at, itself included, if these do not lie in one piece ("column"
-    and "conv"): an index into their sequence; a slice where one can say it."""
+    """Only for "column" and "conv", by which a cell sees others than the last few: for every cell of the image, the cells
+    that it may look at, itself included, as an index into their sequence, a slice where one can say it."""
     if kind == "column":
         return [slice(i % grid, i + 1, grid) for i in range(rows * grid)]
     return [row.nonzero()[:, 0] for row in dense_mask(kind, 0, grid, rows, kernel_size)]

@@ -6,7 +6,8 @@ A position's keys and values never change once they are computed, so they are ke
 through the network. There are two forms, equal up to rounding:
 
 `WindowCache`, for a CPU, where reading memory takes the time. A step reads the keys of the image that its layer's mask
-allows, side by side, and those of the text, which are stored once for each caption: one product serves all its pictures.
+allows, and those of the text. Where one caption is drawn several times, its keys are stored once, and one product serves
+all its pictures; where each picture has its own, they stand beside those of the image, and one product reads both.
 
 `StaticCache`, for a GPU, which waits for Python if a step is a few hundred small calls: here every step makes the same
 calls on the same memory, so that they are recorded once, as a CUDA graph, and replayed. Which keys are allowed, the
@@ -73,9 +74,8 @@ def most_seen(mask: str, c: TransformerConfig) -> int:
 
 
 class WindowCache:
-    """Heads come before the pictures of a caption: M counts (captions, H, share). So the queries of all pictures of a
-    caption lie together, and meet the keys of its text in one product of matrices. Where each picture has a caption of
-    its own, text and image lie together instead, and one product reads both."""
+    """N = captions * share pictures. Heads come before the pictures of a caption: M counts (captions, H, share). So the
+    queries of all pictures of a caption lie together, and meet the keys of its text in one product of matrices."""
 
     @torch.no_grad()
     def __init__(self, model: DALLE, text: torch.Tensor, share: int = 1, known: torch.Tensor | None = None):
@@ -87,14 +87,17 @@ class WindowCache:
 
     def layer(self, block, both: torch.Tensor, captions: int) -> Layer:
         """both (2, captions or N, H, T so far, D): keys and values of the text, and of the cells that are known."""
-        c, mask, n = self.model.config, block.attn.mask, self.model.config.text_len
+        c, mask, text_len = self.model.config, block.attn.mask, self.model.config.text_len
         M, W = captions * c.n_head * self.share, most_seen(mask, c)
         both = both.unflatten(1, (captions, -1)).transpose(2, 3)  # (2, captions, H, 1 or share, T so far, D)
-        text, known = both[..., :n, :], both[..., n:, :].expand(-1, -1, -1, self.share, -1, -1).flatten(1, 3)
+        text, known = (
+            both[..., :text_len, :],
+            both[..., text_len:, :].expand(-1, -1, -1, self.share, -1, -1).flatten(1, 3),
+        )
         read = both.new_empty(2, M, self.start + W, both.shape[-1])
         shared, image, seen = (), None, None
         if self.share == 1:
-            read[:, :, :n] = text.flatten(1, 3)
+            read[:, :, :text_len] = text.flatten(1, 3)
         else:
             keys, values = text[:, :, :, 0].flatten(1, 2)  # (captions * H, text_len, D) each
             shared = (keys.contiguous().mT, values.contiguous())
@@ -146,12 +149,12 @@ class WindowCache:
         """new (2, M, D), of `cell` -> (2, M, n, D), what it may see of this layer's `read`, itself included."""
         start, W = self.start, layer.read.shape[2] - self.start
         if layer.image is None:
-            layer.read[:, :, start + cell % W] = new
-            return layer.read[:, :, : start + min(cell + 1, W)]
-        layer.image[cell] = new
+            layer.read.select(2, start + cell % W).copy_(new)
+            return layer.read.narrow(2, 0, start + min(cell + 1, W))
+        layer.image[cell].copy_(new)
         seen = layer.image[layer.seen[cell]]  # (up to W, 2, M, D)
-        layer.read[:, :, start : start + len(seen)] = seen.movedim(0, 2)
-        return layer.read[:, :, : start + len(seen)]
+        layer.read.narrow(2, start, len(seen)).copy_(seen.movedim(0, 2))
+        return layer.read.narrow(2, 0, start + len(seen))
 
 
 def laid_out(weight: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,9 @@ class TransformerConfig:
     n_layer: int = 64  # P B.1
     n_head: int = 62  # P B.1
     n_embd: int = 3968  # C, 62 heads of width 64, P B.1
-    text_len: int = 256  # positions of text, the last of them [SEP], P 2.2; O: 0 = as many as the captions need
+    text_len: int = (
+        256  # positions of text, the last of them [SEP], P 2.2; O: 0 = what the captions need, see fit_text_len
+    )
     rows: int = 32  # rows of image codes, P 2.1
     grid: int = 32  # G, image codes in a row, P 2.1
     vocab_size: int = 16_384  # V, text tokens, P 2.2
@@ -254,7 +256,8 @@ TINY = Preset(
         codebook_size=88, n_hid=64, n_init=64, n_group=2, n_block=1, input_kernel=3,
         patch=2, normalize_logits=True, likelihood="bernoulli",
     ),
-    transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=18),  # 18: nine words, spaces, and [SEP]
+    # 18 positions: nine words, their spaces, and [SEP]. That leaves no room for BPE dropout, which would want 32.
+    transformer=TransformerConfig(n_layer=3, n_head=3, n_embd=96, text_len=18),
     clip=CLIPConfig(
         embed_dim=128, patch=4, image_width=96, image_layers=3, image_heads=3, text_width=96, text_layers=3,
         text_heads=3, quick_gelu=False,
@@ -319,16 +322,16 @@ def lasting(**updates: int) -> dict[str, int]:
 
 
 # What other pictures change in a preset, as overrides.
-RICHER = {  # what was settled on shapes alone does not hold there
+NOT_SHAPES = {  # TINY's values of these were settled on shapes alone
     "transformer.text_len": 0, "sample.top_p": 0.7, "edit.top_p": 0.7, "train.clip.alike": 2, "train.clip.weight_decay": 0.05,
 }  # fmt: skip
 REAL = {  # drawings by people: more to spell than in a drawn world
-    **RICHER, "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
+    **NOT_SHAPES, "data.height": 32, "data.width": 32, "data.pool": 20_000, "data.vocab_size": 1536, "dvae.codebook_size": 512,
     "train.transformer.bpe_dropout": 0.1, **lasting(dvae=3_200, transformer=2_200, clip=500),
 }  # fmt: skip
 FOR_DATA = {
     ("tiny", "scenes"): {
-        **RICHER, "data.height": 32, "data.width": 32, "data.vocab_size": 324, "dvae.codebook_size": 64,
+        **NOT_SHAPES, "data.height": 32, "data.width": 32, "data.vocab_size": 324, "dvae.codebook_size": 64,
         **lasting(dvae=3_000, transformer=3_800, clip=800),
     },
     ("tiny", "openmoji"): {
@@ -342,6 +345,10 @@ FOR_DATA = {
     ("small", "shapes"): {"train.dvae.mirror": False},
     ("small", "scenes"): {"train.dvae.mirror": False},
 }  # fmt: skip
+
+
+TAKEN_OVER = {f"clip.{key}" for key in ("height", "width", "context", "vocab_size")}
+TAKEN_OVER |= {f"transformer.{key}" for key in ("rows", "grid", "vocab_size", "codebook_size")}
 
 
 def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, budget: float = 1.0) -> Preset:
@@ -363,8 +370,10 @@ def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, 
         )
     if {"data.name", "data.folder"} & {*(overrides or {})}:
         raise ValueError("data.name and data.folder are no settings of their own: choose the pictures with --data")
-    if taken := {f"clip.{key}" for key in ("height", "width", "context", "vocab_size")} & {*(overrides or {})}:
-        raise ValueError(f"{', '.join(sorted(taken))} cannot be set: CLIP takes what the other parts have")
+    if taken := TAKEN_OVER & {*(overrides or {})}:
+        raise ValueError(
+            f"{', '.join(sorted(taken))} cannot be set: each follows from the pictures, the dVAE or the text"
+        )
     source, folder = (data, "") if data in DATA else ("folder", str(data))
     given = {"data.name": source, "data.folder": folder}
     for key, value in (given | FOR_DATA.get((name, source), {}) | (overrides or {})).items():

@@ -3,8 +3,8 @@
     text (text_len,) or (n, text_len)  ->  codes (n, rows, grid)
 
 The *cache* of `cache.py` runs one new position through the network at each step instead of all of them. And every
-picture has a *seed of its own*: picture k gets all its random numbers from seed k, before the first code is drawn, so
-that it does not depend on what is drawn beside it, but where rounding, which may, decides between two codes.
+picture has a *seed of its own*: picture k gets all its random numbers from seeds[k], before the first code is drawn, so
+that it does not depend on what is drawn beside it, except where two codes are so close that rounding, which does, decides.
 
 The paper draws at temperature 1, from all codes (P 3). Cutting the tail (`top_k`, `top_p`) and `guidance` are O.
 """
@@ -58,8 +58,8 @@ def generate(
     codes = torch.zeros(n, config.n_image, dtype=torch.int64, device=device)
     first = place_prefix(codes, prefix, config)
 
-    twice = len(text) * share // n  # 2 with guidance, else 1
-    cache = new_cache(model, text, share, codes[:, :first].repeat(twice, 1))
+    copies = len(text) * share // n  # 2 with guidance, else 1
+    cache = new_cache(model, text, share, codes[:, :first].repeat(copies, 1))
     logits = cache.logits  # (n or 2n, K)
     for cell in range(first, config.n_image):
         logits = logits.float()
@@ -70,7 +70,7 @@ def generate(
         if on_token is not None:
             on_token(cell, codes[:, cell])
         if cell + 1 < config.n_image:
-            logits = cache.step(codes[:, cell].repeat(twice), cell)
+            logits = cache.step(codes[:, cell].repeat(copies), cell)
     return codes.view(n, config.rows, config.grid)
 
 

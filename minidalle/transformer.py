@@ -52,9 +52,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, kept: list | None = None) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x), kept)
-        if (
-            self.recompute and torch.is_grad_enabled()
-        ):  # one stream at a time: hidden layers of all would be four times x
+        # One stream at a time, because the hidden layers of all streams of a batch would be four times as large as x.
+        if self.recompute and torch.is_grad_enabled():
             again = {"use_reentrant": False, "preserve_rng_state": False}
             return x + torch.cat([checkpoint(self.rest, one, **again) for one in x.split(1)])
         return x + self.rest(x)

@@ -70,3 +70,17 @@ def test_bytes_are_shown_as_tokenizers_shows_them(side_by_side):
     shown = shown_bytes(sorted(alphabet))
     assert [shown[b] for b in printable] == [chr(b) for b in printable]
     assert shown[0] == "Ā" and shown[32] == "Ġ" and shown[10] == "Ċ" and len(set(shown)) == 256
+
+
+def test_an_ablation_is_compared_with_the_run_of_the_same_seed(side_by_side):
+    from benchmarks.ablations import FIGURES, table
+
+    def line(change, seed, share, seconds):
+        return {"change": change, "seed": seed, "seconds": seconds, **dict.fromkeys(FIGURES, [share] * 32)}
+
+    change = "CLIP: no hard negatives"
+    lines = [line("as it is", 0, 0, 100), line("as it is", 1, 1, 100)]
+    lines += [line(change, 0, 1, 60), line(change, 1, 1, 90), line(change, 2, 0, 9)]  # the last has nothing beside it
+    _, _, base, changed = (row.split(" | ") for row in table(lines))
+    assert base[0] == "| as it is" and base[1].startswith("0.50 (") and base[-2:] == ["100", "0, 1 |"]
+    assert changed[0] == f"| {change}" and changed[1].startswith("+0.50 (+0.3") and changed[-2:] == ["× 0.75", "0, 1 |"]
