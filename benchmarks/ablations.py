@@ -5,15 +5,17 @@
 A run is `train_tiny.py` with one setting changed. It is judged by drawings, reconstructions and CLIP's choices for the
 tuning pairs, two combinations of colour and shape that no stage trains on and that choices are made on; the held-out
 splits are not looked at. Every finished run is a line of the log and is not done again, so this can be stopped at any
-time, and the log of another length or preset cannot be mixed in.
+time; a log of other settings is refused.
 
 The table shows the recipe as it is, then what each change adds: the mean difference to the runs of the same seeds without
-it, drawing by drawing, with a 95 % interval by bootstrap over captions and seeds; and seconds as a multiple.
+it, with a 95 % interval by bootstrap over seeds and over captions; and CPU seconds as a multiple. Three seeds and sixteen
+captions make rough intervals, and of a hundred of them five miss by chance alone.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -46,7 +48,7 @@ CHANGES = {  # what is changed: the settings for train_tiny.py
     "CLIP: no hard negatives": ["--train.clip.alike=1"],
     "CLIP: original pictures only": ["--train.clip.reconstructed=0"],
 }
-DRAWN, CANDIDATES = 32, 16  # pictures of each of the 16 captions, and of those that CLIP chooses among
+CAPTIONS, DRAWN, CANDIDATES = 16, 32, 16  # of the tuning pairs; pictures of each; of those, the ones CLIP chooses among
 FIGURES = {  # heading: what it is the share of
     "right": "drawings with all attributes right",
     "clean": "drawings that also look like the ideal one",
@@ -87,8 +89,14 @@ def measure(folder: Path) -> dict[str, list[int]]:
     return {name: [int(value) for value in values] for name, values in lists.items()}
 
 
+def cpu_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 def run(change: str, seed: int, budget: float) -> dict:
-    """One line of the log."""
+    """Train and measure: one line of the log. "seconds" are CPU seconds, those of train_tiny.py's measuring included."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -100,41 +108,55 @@ def run(change: str, seed: int, budget: float) -> dict:
             "--out",
             f"{folder}/run",
         ]
+        before = cpu_seconds()
         done = subprocess.run([*command, *CHANGES[change]], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{change!r} failed: {done.stderr.strip().splitlines()[-1]}")
-        seconds = json.loads(Path(folder, "run", "results.json").read_text(encoding="utf-8"))["seconds"]
-        return {
-            "change": change,
-            "seed": seed,
-            "seconds": seconds["all"] - seconds["measure"],
-            **measure(Path(folder, "run")),
-        }
+            sys.exit(f"{change!r} failed: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
+        return {"change": change, "seed": seed, "seconds": cpu_seconds() - before, **measure(Path(folder, "run"))}
+
+
+def interval(differences) -> str:
+    """differences (seeds, captions) -> "mean (low … high)": seeds and captions are drawn with replacement, each for itself,
+    as all captions of a seed share one training."""
+    import numpy as np
+
+    rng, (seeds, captions) = np.random.default_rng(0), differences.shape
+    rows = rng.integers(seeds, size=(1000, seeds, 1))
+    columns = rng.integers(captions, size=(1000, 1, captions))
+    low, high = np.percentile(differences[rows, columns].mean(axis=(1, 2)), [2.5, 97.5])
+    return f"{differences.mean():+.2f} ({low:+.2f} … {high:+.2f})".replace("-", "−")
 
 
 def table(lines: list[dict]) -> list[str]:
     """Markdown: the recipe as it is, then differences. A change is shown for the seeds that both have run."""
-    from minidalle.evaluate import interval
+    import numpy as np
 
     runs = {(line["change"], line["seed"]): line for line in lines}
-    rows = ["| change | " + " | ".join(FIGURES) + " | seconds | seeds |", "|---" * (3 + len(FIGURES)) + "|"]
+    rows = ["| change | " + " | ".join(FIGURES) + " | CPU seconds | seeds |", "|---" * (3 + len(FIGURES)) + "|"]
     for change in CHANGES:
         seeds = [seed for name, seed in runs if name == change and ("as it is", seed) in runs]
         if not seeds:
             continue
+        changed, plain = ([runs[name, seed] for seed in seeds] for name in (change, "as it is"))
         cells = []
-        for name in FIGURES:
-            values, groups = [], []
-            for seed in seeds:
-                mine, base = (runs[which, seed][name] for which in (change, "as it is"))
-                values += mine if change == "as it is" else [a - b for a, b in zip(mine, base)]
-                groups += [f"{seed} {i % 16}" for i in range(len(mine))]  # the captions come round and round
-            v, sign = interval(values, groups), "" if change == "as it is" else "+"
-            cells.append(f"{v['value']:{sign}.2f} ({v['low']:{sign}.2f} … {v['high']:{sign}.2f})".replace("-", "−"))
-        mine, base = ([runs[which, seed]["seconds"] for seed in seeds] for which in (change, "as it is"))
-        took = f"{statistics.mean(mine):.0f}" if change == "as it is" else f"× {sum(mine) / sum(base):.2f}"
-        rows.append(f"| {change} | {' | '.join(cells)} | {took} | {', '.join(map(str, sorted(seeds)))} |")
+        for figure in FIGURES:  # (seeds, captions): means over the drawings of a caption, which come round and round
+            mine, base = (
+                np.array([np.reshape(line[figure], (-1, CAPTIONS)).mean(axis=0) for line in some])
+                for some in (changed, plain)
+            )
+            cells.append(interval(mine) if change == "as it is" else interval(mine - base))
+        mine, base = (statistics.mean(line["seconds"] for line in some) for some in (changed, plain))
+        took = f"{mine:.0f}" if change == "as it is" else f"× {mine / base:.2f}"
+        row = f"| {change} | {' | '.join(cells)} | {took} | {', '.join(map(str, sorted(seeds)))} |"
+        rows.append(row.replace("+", "") if change == "as it is" else row)
     return rows
+
+
+def recipe(change: str, budget: float) -> str:
+    """A hash of all settings of a run: what a line of the log was made with."""
+    from minidalle.config import load_preset
+
+    return hashlib.sha256(repr((load_preset("tiny", budget=budget), CHANGES[change])).encode()).hexdigest()[:12]
 
 
 def main():
@@ -144,12 +166,10 @@ def main():
     parser.add_argument("--only", default="", help="run the changes whose name holds this text")
     parser.add_argument("--log", type=Path, default=ROOT / "runs" / "ablations.jsonl", help="finished runs, one a line")
     args = parser.parse_args()
-    from minidalle.config import load_preset
-
-    recipe = hashlib.sha256(repr(load_preset("tiny", budget=args.budget)).encode()).hexdigest()[:12]
     lines = [json.loads(line) for line in args.log.read_text().splitlines()] if args.log.exists() else []
-    if other := [line for line in lines if line["recipe"] != recipe]:
-        parser.error(f"{args.log} holds runs of another budget or preset ({other[0]['change']!r}): give another --log")
+    for line in lines:
+        if line["change"] not in CHANGES or line["recipe"] != recipe(line["change"], args.budget):
+            parser.error(f"{args.log} holds {line['change']!r} with other settings: give another --log")
     args.log.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for change in CHANGES:
@@ -157,7 +177,7 @@ def main():
             if done or (args.only not in change and change != "as it is"):
                 continue
             print(f"\r\033[K{change}, seed {seed}", end="", file=sys.stderr, flush=True)
-            lines.append({"recipe": recipe, **run(change, seed, args.budget)})
+            lines.append({"recipe": recipe(change, args.budget), **run(change, seed, args.budget)})
             with args.log.open("a") as log:
                 log.write(json.dumps(lines[-1]) + "\n")
     print("\r\033[K", end="", file=sys.stderr)
