@@ -84,6 +84,7 @@ def test_the_budget_scales_every_length_and_nothing_else():
             {"name": "tiny", "overrides": {"clip.height": "99", "clip.context": "5"}},
             "clip.context, clip.height cannot be",
         ),
+        ({"name": "tiny", "overrides": {"transformer.rows": "4"}}, "transformer.rows cannot be set"),
         ({"name": "tiny", "overrides": {"dvae.input_kernel": "4"}}, "input_kernel must be odd"),
         ({"name": "tiny", "overrides": {"transformer.kernel_size": "4"}}, "kernel_size must be odd"),
         ({"name": "tiny", "overrides": {"transformer.text_len": "1"}}, "at least 2"),
