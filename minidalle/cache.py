@@ -90,10 +90,8 @@ class WindowCache:
         c, mask, text_len = self.model.config, block.attn.mask, self.model.config.text_len
         M, W = captions * c.n_head * self.share, most_seen(mask, c)
         both = both.unflatten(1, (captions, -1)).transpose(2, 3)  # (2, captions, H, 1 or share, T so far, D)
-        text, known = (
-            both[..., :text_len, :],
-            both[..., text_len:, :].expand(-1, -1, -1, self.share, -1, -1).flatten(1, 3),
-        )
+        text = both[..., :text_len, :]
+        known = both[..., text_len:, :].expand(-1, -1, -1, self.share, -1, -1).flatten(1, 3)  # (2, M, n, D)
         read = both.new_empty(2, M, self.start + W, both.shape[-1])
         shared, image, seen = (), None, None
         if self.share == 1:
