@@ -4,6 +4,7 @@
     python train_tiny.py --data scenes         two objects and where they are
     python train_tiny.py --data openmoji       real drawings by real artists, each with its line art
     python train_tiny.py --data FOLDER         your own pictures: name.png with its caption in name.txt
+    python train_tiny.py --until tuning=0.90   a race: only until it draws so well; no CLIP
 
 Every step below is one module of `minidalle/`, in the order in which it is best read. What a run leaves is in --out.
 """
@@ -22,6 +23,7 @@ from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, write_json
 from minidalle.cli import parse_with_settings, positive, run_command
 from minidalle.config import load_preset
+from minidalle.race import Race, clock, goal
 from minidalle.sequence import fit_text_len
 from minidalle.train import encode_all, pick_device, train_clip, train_dvae, train_transformer
 
@@ -38,6 +40,9 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
         "--budget", type=positive(float), default=1.0, help="multiplies every stage's number of updates"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--until", type=goal, metavar="tuning=SHARE", help="stop at this share of right drawings: a race"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args, settings = parse_with_settings(parser, argv)
     args.out = args.out or Path("runs") / f"{Path(args.data).resolve().name}-{args.preset}"
@@ -45,11 +50,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
 
 
 def train_tiny(args: argparse.Namespace, settings: dict):
-    started = time.perf_counter()
+    started = clock()
     device = pick_device(args.device)
     preset = load_preset(args.preset, args.data, settings, args.budget)
     if preset.name.startswith("dalle"):
         raise ValueError(f"--preset {preset.name} is for many GPUs: this program trains tiny or small")
+    if args.until and (args.resume or preset.data.name not in evaluate.WORLDS):
+        raise ValueError("--until is a race from the start, judged by an oracle: shapes or scenes, and no --resume")
 
     # 1. Pictures with captions; the splits other than "train" are never trained on.
     splits = data.load(preset.data, args.seed)
@@ -70,26 +77,31 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     say(f"a picture is now {codes.shape[1]} x {codes.shape[2]} codes of {preset.dvae.codebook_size}")
 
     # 4. One stream: the transformer learns to continue a caption with the codes of its picture.
-    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, text_len, args.seed, device)
+    models = evaluate.Models(preset, bpe, dvae, None, None, device)
+    race = Race(args.until, models, splits["tuning"], started) if args.until else None
+    model = train_transformer(run, preset, bpe, dvae, train.captions, codes, text_len, args.seed, device, race)
 
     # 5. CLIP learns which caption belongs to which picture, to choose among the drawings.
-    clip = train_clip(run, preset, bpe, dvae, train, codes, text_len, args.seed, device)
+    clip = None if race else train_clip(run, preset, bpe, dvae, train, codes, text_len, args.seed, device)
 
     # 6. Draw, rank, finish what is half drawn; and measure, by an oracle that took no part in the training.
     measured = time.perf_counter()
-    results, pictures = evaluate.measure(evaluate.Models(preset, bpe, dvae, model, clip, device), splits)
+    results, pictures = evaluate.measure(models._replace(dalle=model, clip=clip), splits)
     seconds = {name: round(stage["seconds"], 1) for name, stage in run.stages.items()}
     seconds["measure"] = round(time.perf_counter() - measured, 1)
     if not args.resume:
-        total = time.perf_counter() - started
+        total = time.perf_counter() - started[0]
         seconds |= {"rest": round(total - sum(seconds.values()), 1), "all": round(total, 1)}  # rest: loading, encoding
 
     # 7. Leave pictures and numbers.
     sampling, editing = dataclasses.asdict(preset.sample), dataclasses.asdict(preset.edit)
     plots.save_run(run, model.config, pictures, sampling)
     about = {"seconds": seconds, "sampling": sampling, "editing": editing, **conditions(args, device)}
-    write_json(run.folder / "results.json", {"results": results, **about})
+    raced = {"race": race.results()} if race else {}
+    write_json(run.folder / "results.json", {"results": results, **raced, **about})
     report(results, seconds, run.folder)
+    if race:
+        say(f"race: {race}")
 
 
 def conditions(args: argparse.Namespace, device: torch.device) -> dict:
@@ -111,7 +123,7 @@ def report(results: dict, seconds: dict, folder: Path):
         bounds = " " * 15 if counted else f"{r['low']:6.3f} … {r['high']:6.3f}"
         say(f"{labels.get(name, name):28} {r['value']:6.3f}   {bounds}  {r['n']:5}")
     say("seconds: " + ", ".join(f"{name} {value}" for name, value in seconds.items()))
-    say(f"pictures in {folder}: samples.png, rerank.png, editing.png, reconstructions.png, curves.png, masks.png")
+    say(f"pictures in {folder}: {', '.join(sorted(path.name for path in folder.glob('*.png')))}")
     say(f'draw more: python -m minidalle generate "a caption" --run {folder}')
 
 

@@ -43,6 +43,7 @@ CHANGES = {  # what is changed: the settings for train_tiny.py
     "transformer: no average of weights": ["--train.transformer.ema_decay=0"],
     "transformer: text weight 1/8": ["--train.transformer.text_weight=0.125"],
     "transformer: causal masks": ["--transformer.masks=causal"],
+    "transformer: image tokens start as any other": ["--train.transformer.codebook_std=0"],
     "drawing: from all codes": ["--sample.top_p=1"],
     "drawing: no guidance": ["--sample.guidance=1"],
     "CLIP: no hard negatives": ["--train.clip.alike=1"],

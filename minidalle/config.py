@@ -190,6 +190,7 @@ class TransformerStage(StageConfig):
     text_weight: float = 1 / 8  # of the text loss; the image loss has the rest, P 2.2
     bpe_dropout: float = 0.1  # P 2.2
     caption_dropout: float = 0.0  # O: share of captions emptied, which guidance needs
+    codebook_std: float = 0.0  # O: image tokens start as the dVAE's codebook, projected, of this deviation; 0 = off
 
 
 @dataclass(frozen=True)
@@ -267,13 +268,13 @@ TINY = Preset(
     ),
     train=TrainConfig(
         dvae=DVAEStage(
-            updates=3_500, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=3_500, betas=(0.9, 0.99),
-            tau_end=0.5, tau_updates=2_450, kl_weight=0.0, noise_updates=2_800, mirror=False,
+            updates=7_000, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=7_000, betas=(0.9, 0.99),
+            tau_end=0.5, tau_updates=4_900, kl_weight=0.0, noise_updates=5_600, mirror=False,
         ),
         transformer=TransformerStage(
-            updates=2_600, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=2_600, warmup=100, halve_at=(),
+            updates=3_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_000, warmup=100, halve_at=(),
             betas=(0.9, 0.99), weight_decay=0.05, clip=1.0, ema_decay=0.995, ema_every=1, muon_lr=0.02,
-            text_weight=0.02, bpe_dropout=0.0, caption_dropout=0.1,
+            text_weight=0.02, bpe_dropout=0.0, caption_dropout=0.1, codebook_std=0.1,
         ),
         clip=CLIPStage(
             updates=750, batch_size=64, lr=1e-3, lr_updates=750, warmup=50, weight_decay=0.3, clip=1.0, muon_lr=0.01,
@@ -335,12 +336,12 @@ REAL = {  # drawings by people: more to spell than in a drawn world
 FOR_DATA = {
     ("tiny", "scenes"): {
         **NOT_SHAPES, "data.height": 32, "data.width": 32, "data.vocab_size": 324, "dvae.codebook_size": 64,
-        **lasting(dvae=3_000, transformer=3_800, clip=800),
+        **lasting(dvae=5_000, transformer=4_500, clip=800),
     },
     ("tiny", "openmoji"): {
         **REAL, "data.height": 64, "clip.patch": 8,  # two squares of 32 x 32
         "train.dvae.batch_size": 8, "train.transformer.batch_size": 16,
-        "data.pool": 12_000, **lasting(dvae=6_500, transformer=1_450, clip=150),
+        "data.pool": 12_000, **lasting(dvae=9_000, transformer=2_200, clip=150),
         "edit.temperature": 0.5, "edit.top_p": 0.4, "edit.guidance": 1.0,  # there is one right line art
     },
     ("tiny", "folder"): {**REAL, "train.dvae.mirror": True},
@@ -441,7 +442,7 @@ def scale_updates(config, budget: float):
 MAY_BE_ZERO = {
     "text_len", "warmup", "lr_end", "tau_updates", "kl_weight", "kl_updates", "noise_updates", "muon_lr", "weight_decay",
     "clip", "ema_decay", "text_weight", "bpe_dropout", "caption_dropout", "temperature", "top_k", "guidance",
-    "context", "reconstructed",
+    "context", "reconstructed", "codebook_std",
 }  # fmt: skip
 SHARES = {"ema_decay", "text_weight", "bpe_dropout", "caption_dropout", "reconstructed"}  # at most 1
 

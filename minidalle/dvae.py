@@ -220,6 +220,11 @@ class DVAE(nn.Module):
         self.decoder = Decoder(config)
         self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
 
+    @property
+    def codebook(self) -> torch.Tensor:
+        """(K, n_init), what the decoder paints each code from: the weight of its first convolution, 1x1 (SPEC 2, D)."""
+        return self.decoder.blocks.input.w.detach().flatten(1).T
+
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, height, width) float32 in [0, 1] -> codes (B, rows, grid) int64: the most likely code of each

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from minidalle import failures
 from minidalle.bpe import BPE
 from minidalle.clip import CLIP
 from minidalle.config import TWICE, Preset
@@ -49,7 +50,7 @@ class Models(NamedTuple):
     bpe: BPE
     dvae: DVAE
     dalle: DALLE
-    clip: CLIP
+    clip: CLIP | None
     device: torch.device
 
     def text(self, captions: list[str]) -> torch.Tensor:
@@ -79,10 +80,12 @@ class Models(NamedTuple):
 def measure(models: Models, splits: dict[str, Pictures], n: int = DRAWINGS) -> tuple[dict, dict]:
     """The figures of results.json, and the pictures "reconstructions", "samples", "rerank" and "editing" for plots.py.
 
-    What each figure means stands with the function that measures it; n: drawings for each split.
+    What each figure means stands with the function that measures it; n: drawings for each split. Without a CLIP, nothing
+    is ranked.
     """
     results, pictures = {}, {}
-    for part in (measure_dvae, measure_drawings, measure_ranking, measure_clip, measure_editing):
+    with_clip = (measure_ranking, measure_clip) if models.clip else ()
+    for part in (measure_dvae, measure_drawings, *with_clip, measure_editing):
         figures, shown = part(models, splits, n)
         results |= figures
         pictures |= shown
@@ -109,19 +112,31 @@ def measure_dvae(models: Models, splits: dict[str, Pictures], n: int) -> tuple[d
 
 def measure_drawings(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:
     """seen, captions, pairs: n drawings over the captions of the split, picture k with seed k; "_clean" as in `judge`.
-    tuning: the same for the split that choices are made on, so it flatters. Drawn worlds only; for all data, a gallery:
-    8 captions of a split with 4 drawings each."""
-    results, samples = {}, {}
+    tuning: the same for the split that choices are made on, so it flatters. Drawn worlds only, and there of the unseen
+    split what went wrong; for all data, a gallery: 8 captions of a split with 4 drawings each."""
+    results, samples, shown = {}, {}, {}
     for split, pictures in splits.items():
         different = sorted(set(pictures.captions))
         if models.preset.data.name in WORLDS:
             texts = np.resize(spaced(different, n), n).tolist()  # round and round
-            add_verdict(results, "seen" if split == "train" else split, models.draw(texts, range(n)), texts)
+            drawn = models.draw(texts, range(n))
+            add_verdict(results, "seen" if split == "train" else split, drawn, texts)
+            if split == UNSEEN[models.preset.data.name]:
+                shown["failures"] = what_failed(drawn, texts)
         if split in LABELS:
             samples[LABELS[split]] = [
                 (caption, models.draw([caption] * 4, range(4))) for caption in spaced(different, 8)
             ]
-    return results, {"samples": samples}
+    return results, {"samples": samples, **shown}
+
+
+def what_failed(drawn: torch.Tensor, captions: list[str]) -> tuple[dict, list]:
+    """For plots.save_failures: confusions by attribute, and an example of each of the most frequent failures."""
+    findings = failures.find(drawn, captions)
+    examples = [
+        (captions[i], drawn[i], f"{reason}: {n} of {len(drawn)}") for i, reason, n in failures.typical(findings)
+    ]
+    return failures.confusions(findings), examples
 
 
 def measure_ranking(models: Models, splits: dict[str, Pictures], n: int) -> tuple[dict, dict]:

@@ -3,7 +3,7 @@
 In: pictures and the captions they were asked for. Out: what each picture shows (`read`, `read_scenes`), and whether
 that is what was asked (`judge`). The oracle is this project's own (O; the paper asks people, and measures FID). It has
 no learned part, and NOTHING THAT TRAINS, GENERATES OR RANKS EVER IMPORTS IT: a model that had seen the examiner could
-please it instead of drawing.
+please it instead of drawing. (`race.py` asks it when to stop, about the tuning pairs alone.)
 
 The rules, in order; a picture of another size is first averaged by area to the world's own, 24 pixels or 32:
 1. ground: the median of the border, channel by channel, is within .25 of white or of black; otherwise "unclear";

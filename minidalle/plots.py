@@ -5,6 +5,7 @@ In: tensors and records of a run. Out: PNG files, written aside and renamed. Col
 
 import json
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,11 @@ def save_run(run: Run, config: TransformerConfig, pictures: dict, sampling: dict
     save_curves(run.folder / "curves.png", records)
     save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
     save_samples(run.folder / "samples.png", pictures["samples"], note)
-    save_rerank(run.folder / "rerank.png", pictures["rerank"])
+    if "rerank" in pictures:
+        save_rerank(run.folder / "rerank.png", pictures["rerank"])
     save_editing(run.folder / "editing.png", *pictures["editing"])
+    if "failures" in pictures:
+        save_failures(run.folder / "failures.png", *pictures["failures"])
     save_masks(run.folder / "masks.png", config.text_len, config.grid, config.kernel_size, config.rows)
 
 
@@ -128,6 +132,35 @@ def save_editing(path: Path, captions: list[str], truth: torch.Tensor, drawn: to
         axis.set_title(
             "\n".join(textwrap.wrap(textwrap.shorten(caption, 90, placeholder=" …"), 18)), fontsize=6, parse_math=False
         )
+    save_figure(path, figure)
+
+
+def save_failures(path: Path, counts: dict[str, Counter], examples: list[tuple[str, torch.Tensor, str]]):
+    """Above, for each attribute how often what was asked (down) was read as what (across), in percent of a row; below,
+    drawings (3, height, width) of the most frequent failures with their captions and what is wrong with them."""
+    figure = Figure(figsize=(12, 4.9), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    for axis, (name, count) in zip(above.subplots(1, len(counts), squeeze=False)[0], counts.items()):
+        rows = sorted({wanted for wanted, _ in count})
+        columns = rows + sorted({seen for _, seen in count} - {*rows})
+        table = np.array([[count[wanted, seen] for seen in columns] for wanted in rows], float)
+        table *= 100 / table.sum(axis=1, keepdims=True)
+        axis.imshow(table, cmap="Blues", vmin=0, vmax=100)
+        for (i, j), value in np.ndenumerate(table):
+            if value:
+                text = f"{value:.0f}" if value >= 1 else "<1"
+                axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if value > 60 else "black")
+        axis.set_xticks(range(len(columns)), columns, rotation=60, fontsize=7)
+        axis.set_yticks(range(len(rows)), rows, fontsize=7)
+        axis.set_title(name, fontsize=9)
+    above.suptitle("asked (down) and read by the oracle (across), percent", fontsize=9)
+    for axis, (caption, image, reason) in zip(below.subplots(1, 5), examples):
+        axis.imshow(to_array(image[None])[0], interpolation="nearest")
+        axis.set_title("\n".join(textwrap.wrap(caption, 26)), fontsize=8, parse_math=False)
+        axis.set_xlabel("\n".join(textwrap.wrap(reason, 30)), fontsize=8, color=VERMILION, parse_math=False)
+    for axis in below.axes:
+        axis.set(xticks=[], yticks=[])
+        axis.set_frame_on(bool(axis.images))
     save_figure(path, figure)
 
 

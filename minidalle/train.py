@@ -7,6 +7,7 @@ on a GPU, where sums may be taken in another order.
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import random
@@ -59,10 +60,10 @@ def train_dvae(run: Run, preset: Preset, images: torch.Tensor, seed: int, device
 
 def train_transformer(
     run: Run, preset: Preset, bpe: BPE, dvae: DVAE, captions: list[str], codes: torch.Tensor, text_len: int, seed: int,
-    device: torch.device,
+    device: torch.device, stop: Callable | None = None,
 ) -> DALLE:  # fmt: skip
     """Stage 2 (P 2.2). N captions and their codes (N, rows, grid) int64 -> the trained transformer, which reads
-    text_len positions of text."""
+    text_len positions of text. stop: see `fit`."""
     stage = preset.train.transformer
     config = dataclasses.replace(
         preset.transformer, text_len=text_len, vocab_size=len(bpe),
@@ -70,6 +71,8 @@ def train_transformer(
     )  # fmt: skip
     torch.manual_seed(seed_of(seed, "transformer", "weights"))
     model = DALLE(config).to(device)
+    if stage.codebook_std:
+        model.start_from(dvae.codebook, stage.codebook_std)
     codes = codes.flatten(1)  # (N, rows * grid)
 
     def batch_at(rng: random.Random):
@@ -83,7 +86,7 @@ def train_transformer(
 
     hashes = {"tokenizer": bpe.hash, "dvae": fingerprint(dvae.state_dict())}
     n_positions = config.text_len + config.n_image
-    return fit(run, "transformer", model, stage, preset, batch_at, losses_at, seed, device, n_positions, hashes)
+    return fit(run, "transformer", model, stage, preset, batch_at, losses_at, seed, device, n_positions, hashes, stop)
 
 
 def train_clip(
@@ -134,11 +137,13 @@ def train_clip(
 def fit(
     run: Run, name: str, model: nn.Module, stage: StageConfig, preset: Preset, batch_at: Callable, losses_at: Callable,
     seed: int, device: torch.device, tokens_per_item: int, hashes: dict[str, str] | None = None,
+    stop: Callable | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train `model`, going on from the run's newest state if it has one; returns it with its EMA weights, to be used.
 
     batch_at(rng) -> tensors of one batch, on the CPU. losses_at(step, batch on the device, generator) -> (the loss,
-    a function that returns the numbers to log). tokens_per_item: positions in one item, for tokens/s.
+    a function that returns the numbers to log). tokens_per_item: positions in one item, for tokens/s. stop(updates done,
+    a function that returns a copy of the model with its EMA weights) -> whether to stop here, for a race.
     """
     optimizers = make_optimizers(model, stage)
     average = {key: value.clone() for key, value in model.state_dict().items()}
@@ -152,11 +157,17 @@ def fit(
         run.save_state(info, tensors)
         save_weights()
 
+    def averaged():
+        twin = copy.deepcopy(model)
+        twin.load_state_dict(average)
+        return twin.eval()
+
     def save_weights():
         save_model(run.folder / f"{name}.safetensors", model, average, **(hashes or {}))
 
     with Interrupt() as interrupt, tqdm(total=stage.updates, initial=step, desc=name, unit="update") as bar:
-        while step < stage.updates:
+        done = step == stage.updates
+        while not done:
             started = time.perf_counter()
             set_learning_rate(optimizers, stage, step)
             batch = [t.to(device) for t in batch_at(random.Random(seed_of(seed, name, step)))]
@@ -178,12 +189,13 @@ def fit(
                 run.log(record | {"seconds": round(seconds, 3), "tokens_per_s": speed})
                 bar.set_postfix(loss=f"{record['loss']:.3f}")
             bar.update()
-            if step % preset.train.save_every == 0 or step == stage.updates or interrupt.asked:
+            done = (stop is not None and stop(step, averaged)) or step == stage.updates
+            if step % preset.train.save_every == 0 or done or interrupt.asked:
                 save()
             if interrupt.asked:
                 raise KeyboardInterrupt(f"stopped and saved after update {step} of {stage.updates} of the {name}")
     save_weights()  # also when the run was killed between the last state and its weights
-    run.stages[name] = {"updates": stage.updates, "seconds": seconds}
+    run.stages[name] = {"updates": step, "seconds": seconds}
     model.load_state_dict(average)
     return model.eval()
 

@@ -18,7 +18,7 @@ def test_the_full_size_preset_is_all_defaults_and_the_papers():
     assert (d.tau_end, d.tau_updates, d.kl_weight, d.kl_updates, d.ema_decay) == (1 / 16, 150_000, 6.6, 5_000, 0.999)
     assert (preset.transformer.n_layer, preset.transformer.n_head, preset.transformer.n_embd) == (64, 62, 3968)
     assert preset.sample.temperature == 1 and preset.sample.guidance == 1 and preset.sample.top_p == 1
-    assert t.muon_lr == 0 and t.caption_dropout == 0 and len(t.halve_at) == 5
+    assert t.muon_lr == 0 and t.caption_dropout == 0 and t.codebook_std == 0 and len(t.halve_at) == 5
 
 
 def test_small_is_the_papers_stream():

@@ -240,3 +240,12 @@ def test_pictures_of_another_shape_are_refused(shape):
 def test_codes_outside_the_codebook_are_refused(codes):
     with pytest.raises(ValueError, match="expected codes"):
         DVAE(SMALL).decode(codes)
+
+
+def test_the_codebook_is_what_each_code_adds_to_the_first_layer_of_the_decoder():
+    dvae = DVAE(DVAEConfig(codebook_size=8, n_hid=8, n_init=6, n_group=2, n_block=1, input_kernel=3))
+    codes = torch.arange(8).view(1, 2, 4)
+    painted_from = dvae.decoder.blocks.input(F.one_hot(codes, 8).permute(0, 3, 1, 2).float())  # (1, 6, 2, 4)
+    expected = painted_from[0].flatten(1).T - dvae.decoder.blocks.input.b
+    torch.testing.assert_close(dvae.codebook, expected.detach())
+    assert dvae.codebook.shape == (8, 6) and not dvae.codebook.requires_grad

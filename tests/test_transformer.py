@@ -197,3 +197,22 @@ def test_12b_has_the_papers_blocks():
 def test_input_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         DALLE(CONFIG)(*change(*batch()))
+
+
+def test_image_tokens_can_start_as_projections_of_the_codebook():
+    config = dataclasses.replace(CONFIG, codebook_size=50, n_embd=64)
+    codebook = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 9) + 5
+    codebook[7] = codebook[3]
+    codebook[9] = (codebook[1] + codebook[2]) / 2
+    torch.manual_seed(0)
+    model = DALLE(config)
+    text_before = model.embed.text_token.weight.clone()
+    model.start_from(codebook, std=0.3)
+    read, predicted = model.embed.image_token.weight, model.image_head.weight
+    for weight in (read, predicted):
+        assert 0.2 < weight.std() < 0.4 and weight.requires_grad
+        torch.testing.assert_close(weight[7], weight[3])  # codes that paint the same
+        torch.testing.assert_close(weight[9], (weight[1] + weight[2]) / 2)  # the map is linear
+        assert torch.linalg.matrix_rank(weight) == 8
+    assert not torch.allclose(read, predicted)  # two projections, as the two are untied
+    assert torch.equal(model.embed.text_token.weight, text_before)

@@ -1,0 +1,86 @@
+"""What went wrong, told from drawings that show something else than their captions on purpose."""
+
+import numpy as np
+import pytest
+import torch
+
+from minidalle import evaluate, plots
+from minidalle.data import scenes, shapes
+from minidalle.failures import NONE, confusions, find, typical
+
+
+def drawn(world, captions):
+    return world.draw(captions, np.random.default_rng(0), 24 if world is shapes else 32).float() / 255
+
+
+def reasons(world, shown, asked):
+    return [finding.reason for finding in find(drawn(world, shown), asked)]
+
+
+@pytest.mark.parametrize("world", [shapes, scenes])
+def test_true_drawings_have_no_reason_and_no_confusion(world):
+    captions = world.captions("pairs")[:40]
+    findings = find(drawn(world, captions), captions)
+    assert [finding.reason for finding in findings] == [""] * len(captions) and typical(findings) == []
+    assert all(wanted == seen for counts in confusions(findings).values() for wanted, seen in counts)
+
+
+@pytest.mark.parametrize(
+    "shown, asked, reason",
+    [
+        ("a photo of a large red circle", "a photo of a large red square", "square drawn as circle"),
+        ("a photo of a large red circle", "a photo of a large blue circle", "blue drawn as red"),
+        ("a sketch of a small red cross", "a photo of a small red cross on black", "photo drawn as sketch, black drawn as white"),
+    ],
+)  # fmt: skip
+def test_reasons_of_a_shape(shown, asked, reason):
+    assert reasons(shapes, [shown], [asked]) == [reason]
+
+
+@pytest.mark.parametrize(
+    "asked, reason",
+    [
+        ("a photo of a red circle above a blue square", ""),
+        ("a photo of a blue square below a red circle", ""),
+        ("a photo of a blue square above a red circle", "the two objects swapped"),
+        ("a photo of a blue circle above a red square", "the two colours swapped"),
+        ("a photo of a red square above a blue circle", "the two shapes swapped"),
+        ("a photo of a red circle above a blue cross", "cross drawn as square"),
+        ("a photo of a red circle left of a blue square", "left of drawn as above"),
+        ("a photo of a red circle on top and the same as a sketch below",
+         "sketch drawn as photo, red drawn as blue, circle drawn as square"),
+    ],
+)  # fmt: skip
+def test_reasons_of_a_scene(asked, reason):
+    assert reasons(scenes, ["a photo of a red circle above a blue square"], [asked]) == [reason]
+
+
+def test_faint_and_empty_drawings():
+    caption = "a photo of a large red cross"
+    image = drawn(shapes, [caption])
+    (faint,) = find(0.55 * image + 0.45, [caption])  # half as strong: a quarter of its squares is missing
+    assert faint.reason == "right but not clean" and faint.seen == faint.wanted
+    (empty,) = find(torch.ones(1, 3, 24, 24), [caption])
+    assert empty.reason == "0 objects instead of 1" and empty.seen["colour"] == NONE and empty.seen["ground"] == "white"
+    (empty,) = find(torch.ones(1, 3, 32, 32), ["a photo of a red circle above a blue square"])
+    assert empty.reason == "0 objects instead of 2" and empty.seen["first shape"] == NONE
+
+
+def test_counts_and_examples_by_hand():
+    shown = ["a photo of a large red circle"] * 3 + ["a photo of a large blue square"]
+    asked = ["a photo of a large red square"] * 2 + ["a photo of a large red circle", "a photo of a large green square"]
+    findings = find(drawn(shapes, shown), asked)
+    counts = confusions(findings)
+    assert dict(counts["shape"]) == {("square", "circle"): 2, ("circle", "circle"): 1, ("square", "square"): 1}
+    assert dict(counts["colour"]) == {("red", "red"): 3, ("green", "blue"): 1}
+    assert typical(findings) == [(0, "square drawn as circle", 2), (3, "green drawn as blue", 1)]
+
+
+@pytest.mark.parametrize("world", [shapes, scenes])
+def test_the_figure_is_drawn(tmp_path, world):
+    captions = world.captions("pairs")[:20]
+    counts, examples = evaluate.what_failed(drawn(world, captions), captions[1:] + captions[:1])
+    assert 1 <= len(examples) <= 5
+    plots.save_failures(tmp_path / "failures.png", counts, examples)
+    plots.save_failures(tmp_path / "none.png", *evaluate.what_failed(drawn(world, captions), captions))
+    assert (tmp_path / "failures.png").stat().st_size > 10_000 and (tmp_path / "none.png").exists()
