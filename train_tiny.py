@@ -20,7 +20,7 @@ import torch
 
 from minidalle import data, evaluate, plots
 from minidalle.bpe import BPE
-from minidalle.checkpoint import Run, write_json
+from minidalle.checkpoint import Run, read_json, write_json
 from minidalle.cli import parse_with_settings, positive, run_command
 from minidalle.config import load_preset
 from minidalle.race import Race, clock, goal
@@ -41,11 +41,15 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
-        "--until", type=goal, metavar="tuning=SHARE", help="stop at this share of right drawings: a race"
+        "--until",
+        type=goal,
+        metavar="tuning=SHARE",
+        help="a race: stop once so many drawings of the tuning pairs are right",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args, settings = parse_with_settings(parser, argv)
-    args.out = args.out or Path("runs") / f"{Path(args.data).resolve().name}-{args.preset}"
+    race = "-race" if args.until else ""
+    args.out = args.out or Path("runs") / f"{Path(args.data).resolve().name}-{args.preset}{race}"
     return args, settings
 
 
@@ -55,8 +59,10 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     preset = load_preset(args.preset, args.data, settings, args.budget)
     if preset.name.startswith("dalle"):
         raise ValueError(f"--preset {preset.name} is for many GPUs: this program trains tiny or small")
-    if args.until and (args.resume or preset.data.name not in evaluate.WORLDS):
-        raise ValueError("--until is a race from the start, judged by an oracle: shapes or scenes, and no --resume")
+    if args.until and preset.data.name not in evaluate.WORLDS:
+        raise ValueError(f"--until needs drawings that the oracle can read: --data shapes or scenes, got {args.data}")
+    if args.until and (args.resume or (args.out.is_dir() and any(args.out.iterdir()))):
+        raise ValueError(f"--until starts from nothing: leave out --resume, and choose another --out than {args.out}")
 
     # 1. Pictures with captions; the splits other than "train" are never trained on.
     splits = data.load(preset.data, args.seed)
@@ -97,8 +103,10 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     sampling, editing = dataclasses.asdict(preset.sample), dataclasses.asdict(preset.edit)
     plots.save_run(run, model.config, pictures, sampling)
     about = {"seconds": seconds, "sampling": sampling, "editing": editing, **conditions(args, device)}
-    raced = {"race": race.results()} if race else {}
-    write_json(run.folder / "results.json", {"results": results, **raced, **about})
+    path = run.folder / "results.json"
+    before = read_json(path) if path.exists() else {}  # a race that is now made a whole run keeps its record
+    raced = {"race": race.results()} if race else {"race": before["race"]} if "race" in before else {}
+    write_json(path, {"results": results, **raced, **about})
     report(results, seconds, run.folder)
     if race:
         say(f"race: {race}")
@@ -133,4 +141,5 @@ def say(line: str):
 
 if __name__ == "__main__":
     arguments = parse()
-    run_command(lambda: train_tiny(*arguments), "; go on with the same command and --resume")
+    without = " instead of --until, and its --out" if arguments[0].until else ""
+    run_command(lambda: train_tiny(*arguments), f"; go on with the same command and --resume{without}")

@@ -77,7 +77,9 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: was this run's training finished?") from None
+        raise ValueError(
+            f"{path} does not exist: was this run's training finished? (A race, --until, trains no CLIP.)"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): train again or restore it") from None
 

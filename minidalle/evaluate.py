@@ -49,7 +49,7 @@ class Models(NamedTuple):
     preset: Preset
     bpe: BPE
     dvae: DVAE
-    dalle: DALLE
+    dalle: DALLE | None
     clip: CLIP | None
     device: torch.device
 

@@ -13,7 +13,7 @@ import torch
 from minidalle.data import scenes, shapes
 from minidalle.oracle import CLEAN, Reading, SceneReading, read, read_scenes
 
-NONE = "none"  # what is read where there is no object to read, or one too many
+NONE = "none"  # what is read where there is another number of objects than asked
 
 
 class Finding(NamedTuple):
@@ -24,6 +24,10 @@ class Finding(NamedTuple):
 
 def find(images: torch.Tensor, captions: list[str]) -> list[Finding]:
     """What became of each caption. images (N, 3, height, width) uint8 or float in [0, 1]; captions of one world."""
+    if len(images) != len(captions) or not captions:
+        raise ValueError(
+            f"{len(images)} images and {len(captions)} captions: give one caption per image, and at least one"
+        )
     if any(f" {size} " in captions[0] for size in shapes.RADII):
         return [of_shape(reading, shapes.parse(c)) for reading, c in zip(read(images), captions)]
     return [of_scene(reading, scenes.parse(c)) for reading, c in zip(read_scenes(images), captions)]
@@ -53,11 +57,11 @@ def of_scene(reading: SceneReading, scene: scenes.Scene) -> Finding:
 
 
 def reason(wanted: dict[str, str], seen: dict[str, str], reading: Reading | SceneReading, objects: int) -> str:
-    """In a few words, general enough to be counted: "cross drawn as square", "2 objects", "right but not clean"."""
+    """In a few words, general enough to be counted: "cross drawn as square", "2 objects instead of 1", "right but not clean"."""
     if reading.objects != objects:
         return f"{reading.objects} object{'' if reading.objects == 1 else 's'} instead of {objects}"
     wrong = [name for name in wanted if wanted[name] != seen[name]]
-    for kind in ("", " colour", " shape"):  # each object right in itself, but in the other's place
+    for kind in ("", " colour", " shape"):  # objects, or only their colours or shapes, in each other's place
         pair = [name for name in wanted if name.startswith(("first", "second")) and name.endswith(kind)]
         other = {name: name.replace("first", "…").replace("second", "first").replace("…", "second") for name in pair}
         if wrong and {*wrong} <= {*pair} and all(seen[name] == wanted[other[name]] for name in pair):

@@ -153,7 +153,9 @@ def save_failures(path: Path, counts: dict[str, Counter], examples: list[tuple[s
         axis.set_xticks(range(len(columns)), columns, rotation=60, fontsize=7)
         axis.set_yticks(range(len(rows)), rows, fontsize=7)
         axis.set_title(name, fontsize=9)
-    above.suptitle("asked (down) and read by the oracle (across), percent", fontsize=9)
+    above.suptitle(
+        "asked (down) and read by the oracle (across), percent; none: another number of objects than asked", fontsize=9
+    )
     for axis, (caption, image, reason) in zip(below.subplots(1, 5), examples):
         axis.imshow(to_array(image[None])[0], interpolation="nearest")
         axis.set_title("\n".join(textwrap.wrap(caption, 26)), fontsize=8, parse_math=False)

@@ -5,7 +5,7 @@ to stop; and the time since the start, with everything that happened in it: draw
 dVAE, the transformer, and the looks themselves. CLIP, which draws nothing, is not trained in a race.
 
 The tuning pairs are two combinations of colour and shape that no stage trains on and that choices are made on. The
-first look that reaches a goal is a lucky one more often than not, so what counts as the result are the held-out splits,
+look that reaches a goal is flattered by luck, as the best of several, so what counts as the result are the held-out splits,
 measured afterwards and off the clock (O).
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from minidalle.data.pictures import Pictures
-from minidalle.evaluate import Models
+from minidalle.evaluate import Models, spaced
 from minidalle.oracle import judge
 from minidalle.transformer import DALLE
 
@@ -36,7 +36,8 @@ def goal(text: str) -> float:
         value = 0.0
     if name != "tuning" or not 0 < value <= 1:
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected tuning=SHARE with a share in (0, 1]; no other split may decide when to stop"
+            f"got {text!r}, expected tuning=SHARE with a share above 0 and at most 1, such as tuning=0.90"
+            + ("" if name == "tuning" else "; no other split may decide when to stop")
         )
     return value
 
@@ -51,7 +52,7 @@ class Race:
     def __init__(self, goal: float, models: Models, tuning: Pictures, started: tuple[float, float]):
         self.goal, self.models, self.started = goal, models, started
         self.updates = models.preset.train.transformer.updates
-        different = sorted(set(tuning.captions))
+        different = spaced(sorted(set(tuning.captions)), DRAWINGS)
         self.captions = [different[i % len(different)] for i in range(DRAWINGS)]
         self.looks = []  # (update, share of right drawings)
 

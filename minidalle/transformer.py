@@ -132,12 +132,17 @@ class DALLE(nn.Module):
     @torch.no_grad()
     def start_from(self, codebook: torch.Tensor, std: float):
         """Let image tokens, as they are read and as they are predicted, start as two random projections of the dVAE's
-        codebook (K, n_init), scaled to the standard deviation `std` (O).
+        codebook (K, n_init), each of whose columns is first brought to mean 0 and deviation 1; `std` is that of the tokens (O).
+        Raises ValueError for another number of codes.
 
         Otherwise the transformer has to find out by itself that two codes paint nearly the same, from the company they
         keep. With this it knows from the start, and puts together what it never saw together: the edge of a circle, in a
         colour that only squares had. `benchmarks/ablations.py` measures what it is worth.
         """
+        if len(codebook) != self.config.codebook_size or len(codebook) < 2:
+            raise ValueError(
+                f"a codebook of {len(codebook)} codes for a transformer of {self.config.codebook_size}: use its own"
+            )
         codebook = (codebook - codebook.mean(dim=0)) / codebook.std(dim=0).clamp(min=1e-6)  # (K, n_init)
         for weight in (self.embed.image_token.weight, self.image_head.weight):  # (K, C) each
             projection = torch.randn(codebook.shape[1], weight.shape[1]) * std / codebook.shape[1] ** 0.5

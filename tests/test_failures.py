@@ -7,6 +7,7 @@ import torch
 from minidalle import evaluate, plots
 from minidalle.data import scenes, shapes
 from minidalle.failures import NONE, confusions, find, typical
+from minidalle.oracle import judge
 
 
 def drawn(world, captions):
@@ -19,7 +20,9 @@ def reasons(world, shown, asked):
 
 @pytest.mark.parametrize("world", [shapes, scenes])
 def test_true_drawings_have_no_reason_and_no_confusion(world):
-    captions = world.captions("pairs")[:40]
+    captions = world.captions("pairs")[
+        :: 17 if world is scenes else 1
+    ]  # of scenes both styles, all relations, "same" too
     findings = find(drawn(world, captions), captions)
     assert [finding.reason for finding in findings] == [""] * len(captions) and typical(findings) == []
     assert all(wanted == seen for counts in confusions(findings).values() for wanted, seen in counts)
@@ -58,12 +61,25 @@ def test_reasons_of_a_scene(asked, reason):
 def test_faint_and_empty_drawings():
     caption = "a photo of a large red cross"
     image = drawn(shapes, [caption])
-    (faint,) = find(0.55 * image + 0.45, [caption])  # half as strong: a quarter of its squares is missing
+    (faint,) = find(0.55 * image + 0.45, [caption])  # .45² = .20 of its squares is missing, over CLEAN
     assert faint.reason == "right but not clean" and faint.seen == faint.wanted
     (empty,) = find(torch.ones(1, 3, 24, 24), [caption])
     assert empty.reason == "0 objects instead of 1" and empty.seen["colour"] == NONE and empty.seen["ground"] == "white"
     (empty,) = find(torch.ones(1, 3, 32, 32), ["a photo of a red circle above a blue square"])
     assert empty.reason == "0 objects instead of 2" and empty.seen["first shape"] == NONE
+
+
+@pytest.mark.parametrize("world", [shapes, scenes])
+def test_a_reason_is_what_the_judge_says(world):
+    true = world.captions("pairs")[:: 17 if world is scenes else 1]
+    asked, images = true[1:] + true[:1] + true, drawn(world, true + true)
+    right, clean = judge(images, asked)
+    found = [finding.reason for finding in find(images, asked)]
+    assert [reason == "" for reason in found] == clean.tolist()
+    assert [reason in ("", "right but not clean") for reason in found] == right.tolist()
+    assert 0 < clean.sum() < len(clean)
+    with pytest.raises(ValueError, match="one caption per image"):
+        find(images, asked[1:])
 
 
 def test_counts_and_examples_by_hand():

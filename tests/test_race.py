@@ -9,7 +9,8 @@ import torch
 
 import train_tiny
 from minidalle import race
-from minidalle.data import shapes
+from minidalle.checkpoint import load_tensors
+from minidalle.data import scenes, shapes
 from minidalle.data.pictures import Pictures
 from minidalle.race import DRAWINGS, EVERY, Race, goal
 
@@ -50,7 +51,7 @@ def test_it_looks_on_schedule_and_at_the_end_and_stops_at_the_goal():
     assert not runner.reached and "NOT reached" in str(runner)
     assert runner(250, averaged(0.05)) and runner.reached  # the last update, though no multiple of EVERY
     assert runner.looks[-1] == (250, 1 - 13 / 256) and runner.results()["updates"] == 250
-    assert runner.results()["seconds"] >= 0 and runner.results()["goal"] == 0.9
+    assert runner.results()["goal"] == 0.9
 
 
 def test_the_goal_itself_is_enough():
@@ -62,7 +63,10 @@ def test_the_goal_itself_is_enough():
 def test_another_goal_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected tuning=SHARE"):
         goal(text)
-    assert goal("tuning=0.85") == 0.85
+
+
+def test_a_share_is_a_goal():
+    assert goal("tuning=0.85") == 0.85 and goal("tuning=1") == 1
 
 
 def run(*arguments):
@@ -87,11 +91,43 @@ def test_a_race_ends_early_without_a_clip_and_resume_finishes_its_run(tmp_path, 
     )
     assert "race: tuning=0.5 reached: 1.000 after 2 of 5 updates" in capsys.readouterr().out
     assert run("--resume", "--out", str(out), *arguments) is None
+    assert json.loads((out / "results.json").read_text())["race"] == results["race"]
+    assert run("--out", str(tmp_path / "whole"), *arguments) is None  # never raced: the same bits
+    raced, plain = (load_tensors(folder / "transformer.safetensors")[0] for folder in (out, tmp_path / "whole"))
+    assert raced.keys() == plain.keys() and all(torch.equal(raced[key], plain[key]) for key in raced)
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in steps if r["stage"] == "transformer"] == [1, 5] and (out / "clip.safetensors").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--resume"], ["--data", "openmoji"]])
-def test_a_race_that_cannot_be_run_is_one_sentence(tmp_path, capsys, arguments):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--resume"], "starts from nothing"), (["--data", "openmoji"], "that the oracle can read")],
+)
+def test_a_race_that_cannot_be_run_is_one_sentence(tmp_path, capsys, arguments, message):
     assert run("--until", "tuning=0.9", "--out", str(tmp_path / "run"), *arguments) == 2
-    assert "--until is a race from the start" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_race_takes_no_folder_that_holds_something(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run("--until", "tuning=0.9", "--out", str(tmp_path)) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert train_tiny.parse(["--until", "tuning=0.9"])[0].out != train_tiny.parse([])[0].out
+
+
+def test_what_a_look_takes_is_on_the_clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(race, "clock", lambda: (now[0], 2 * now[0]))
+    runner = new_race()
+    draw = runner.models.draw
+    monkeypatch.setattr(Draws, "draw", lambda self, *args: now.__setitem__(0, now[0] + 5) or draw(*args))
+    runner(EVERY, lambda: 0.5)
+    assert runner.results()["seconds"] == 5 and runner.results()["cpu_seconds"] == 10
+
+
+def test_a_look_at_scenes_shows_the_whole_world():
+    texts = scenes.captions("tuning")
+    captions = Race(0.9, Draws(10), Pictures(torch.zeros(len(texts), 3, 32, 32), texts), race.clock()).captions
+    seen = [scenes.parse(caption) for caption in captions]
+    assert len(captions) == DRAWINGS and {scene.first.style for scene in seen} == set(scenes.STYLES)
+    assert {scene.relation for scene in seen} == {*scenes.RELATIONS, scenes.SAME}
