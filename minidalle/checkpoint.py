@@ -77,9 +77,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} does not exist: was this run's training finished? (A race, --until, trains no CLIP.)"
-        ) from None
+        raise ValueError(f"{path} does not exist: was this run's training finished?") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): train again or restore it") from None
 
@@ -149,6 +147,11 @@ def load_clip(run: Path) -> tuple[BPE, CLIP]:
     """What ranks, from a run folder. Raises ValueError where a part is missing or does not belong to the other."""
     run = Path(run)
     bpe = load_bpe(run)
+    if not (run / "clip.safetensors").exists():
+        raise ValueError(
+            f"{run / 'clip.safetensors'} does not exist: CLIP is trained last, and a race (--until) leaves it out; "
+            "train_tiny.py --resume trains it"
+        )
     clip, metadata = load_model(run / "clip.safetensors", CLIP, CLIPConfig)
     check_hash(run / "clip.safetensors", metadata, "tokenizer", bpe.hash, "bpe.json")
     return bpe, clip

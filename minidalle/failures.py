@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from minidalle.data import scenes, shapes
-from minidalle.oracle import CLEAN, Reading, SceneReading, read, read_scenes
+from minidalle.oracle import CLEAN, Reading, SceneReading, is_of_shapes, read, read_scenes
 
 NONE = "none"  # what is read where there is another number of objects than asked
 
@@ -23,12 +23,13 @@ class Finding(NamedTuple):
 
 
 def find(images: torch.Tensor, captions: list[str]) -> list[Finding]:
-    """What became of each caption. images (N, 3, height, width) uint8 or float in [0, 1]; captions of one world."""
+    """What became of each caption. images (N, 3, height, width) uint8 or float in [0, 1]; captions of one world.
+    Raises ValueError where their numbers differ or there are none."""
     if len(images) != len(captions) or not captions:
         raise ValueError(
             f"{len(images)} images and {len(captions)} captions: give one caption per image, and at least one"
         )
-    if any(f" {size} " in captions[0] for size in shapes.RADII):
+    if is_of_shapes(captions[0]):
         return [of_shape(reading, shapes.parse(c)) for reading, c in zip(read(images), captions)]
     return [of_scene(reading, scenes.parse(c)) for reading, c in zip(read_scenes(images), captions)]
 

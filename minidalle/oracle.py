@@ -277,6 +277,11 @@ def read_scenes(images: torch.Tensor) -> list[SceneReading]:
     return readings
 
 
+def is_of_shapes(caption: str) -> bool:
+    """Whether a caption is of the world of shapes, which alone names a size, and not of scenes."""
+    return any(f" {size} " in caption for size in shapes.RADII)
+
+
 def judge(images: torch.Tensor, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """right (N,) bool: as many objects as captioned, and every captioned attribute read back; clean (N,) bool: and
     residual < CLEAN. The first caption tells of which world they all are: of shapes, if it names a size.
@@ -284,7 +289,7 @@ def judge(images: torch.Tensor, captions: list[str]) -> tuple[np.ndarray, np.nda
     Raises ValueError when the numbers of images and captions differ, or a caption is not of that world."""
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions: give one caption per image")
-    if not captions or any(f" {size} " in captions[0] for size in shapes.RADII):
+    if not captions or is_of_shapes(captions[0]):
         wanted = [(shapes.parse(caption).caption,) for caption in captions]
         readings = read(images)
     else:  # a scene can be told from either object

@@ -1,11 +1,11 @@
 """The race against the clock: train until drawings of the tuning pairs are good enough, and say how long that took.
 
-In: a goal such as "tuning=0.90", and after every `EVERY` updates of the transformer its averaged weights. Out: whether
-to stop; and the time since the start, with everything that happened in it: drawing the pictures to learn from, the
-dVAE, the transformer, and the looks themselves. CLIP, which draws nothing, is not trained in a race.
+In: a goal such as "tuning=0.90", and the transformer's averaged weights after every `EVERY` updates and the last. Out:
+whether to stop; and the time since `train_tiny` began (imports were before), with all that happened in it: drawing the
+pictures to learn from, the dVAE, the transformer, and the looks themselves. A race trains no CLIP, which draws nothing.
 
-The tuning pairs are two combinations of colour and shape that no stage trains on and that choices are made on. The
-look that reaches a goal is flattered by luck, as the best of several, so what counts as the result are the held-out splits,
+The tuning pairs are two combinations of colour and shape that no stage trains on and that choices are made on. The look
+that reaches a goal is flattered by luck, as the best of several, so what counts as the result are the held-out splits,
 measured afterwards and off the clock (O).
 """
 

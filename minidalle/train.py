@@ -72,7 +72,7 @@ def train_transformer(
     torch.manual_seed(seed_of(seed, "transformer", "weights"))
     model = DALLE(config).to(device)
     if stage.codebook_std:
-        model.start_from(dvae.codebook, stage.codebook_std)
+        model.start_from_codebook(dvae.codebook, stage.codebook_std)
     codes = codes.flatten(1)  # (N, rows * grid)
 
     def batch_at(rng: random.Random):

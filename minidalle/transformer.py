@@ -130,7 +130,7 @@ class DALLE(nn.Module):
             nn.init.zeros_(module.bias)
 
     @torch.no_grad()
-    def start_from(self, codebook: torch.Tensor, std: float):
+    def start_from_codebook(self, codebook: torch.Tensor, std: float):
         """Let image tokens, as they are read and as they are predicted, start as two random projections of the dVAE's
         codebook (K, n_init), each of whose columns is first brought to mean 0 and deviation 1; `std` is that of the tokens (O).
         Raises ValueError for another number of codes.

@@ -207,7 +207,7 @@ def test_image_tokens_can_start_as_projections_of_the_codebook():
     torch.manual_seed(0)
     model = DALLE(config)
     text_before = model.embed.text_token.weight.clone()
-    model.start_from(codebook, std=0.3)
+    model.start_from_codebook(codebook, std=0.3)
     read, predicted = model.embed.image_token.weight, model.image_head.weight
     for weight in (read, predicted):
         assert 0.2 < weight.std() < 0.4 and weight.requires_grad
