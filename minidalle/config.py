@@ -22,6 +22,7 @@ class DataConfig:
     width: int = 256  # pixels
     pool: int = 4_000  # pictures drawn for training, O
     vocab_size: int = 16_384  # BPE entries asked for, P 2.2; a small corpus fills fewer
+    fold: int = 0  # O: in a drawn world, which combinations are never trained on; see shapes.held_out
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class DVAEConfig:
     input_kernel: int = 7  # of the encoder's first convolution, C
     patch: int = 1  # O: fold patch x patch pixels into channels first; 1 = off
     normalize_logits: bool = False  # O: normalise each code's logit over the batch, against collapse
-    likelihood: str = "logit_laplace"  # P A.3; O: "bernoulli"
+    likelihood: str = "logit_laplace"  # P A.3; O: "bernoulli" or "gaussian"
 
     def check(self):
         """Raise ValueError where no model can be built; DVAE and `load_preset` call it."""
-        if self.likelihood not in ("logit_laplace", "bernoulli"):
-            raise ValueError(f"dvae.likelihood must be 'logit_laplace' or 'bernoulli', got {self.likelihood!r}")
+        if self.likelihood not in ("logit_laplace", "bernoulli", "gaussian"):
+            raise ValueError(
+                f"dvae.likelihood must be 'logit_laplace', 'bernoulli' or 'gaussian', got {self.likelihood!r}"
+            )
         if self.input_kernel % 2 == 0:
             raise ValueError(f"dvae.input_kernel must be odd, to keep the picture's size, got {self.input_kernel}")
         if self.n_hid % 4 or self.n_hid < 4:
@@ -268,11 +271,11 @@ TINY = Preset(
     ),
     train=TrainConfig(
         dvae=DVAEStage(
-            updates=7_000, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=7_000, betas=(0.9, 0.99),
-            tau_end=0.5, tau_updates=4_900, kl_weight=0.0, noise_updates=5_600, mirror=False,
+            updates=8_500, batch_size=32, lr=8e-3, lr_end=0.0, lr_updates=8_500, betas=(0.9, 0.99),
+            tau_end=0.5, tau_updates=5_950, kl_weight=0.0, noise_updates=6_800, mirror=False,
         ),
         transformer=TransformerStage(
-            updates=3_000, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_000, warmup=100, halve_at=(),
+            updates=3_600, batch_size=32, lr=2e-3, lr_end=0.0, lr_updates=3_600, warmup=100, halve_at=(),
             betas=(0.9, 0.99), weight_decay=0.05, clip=1.0, ema_decay=0.995, ema_every=1, muon_lr=0.02,
             text_weight=0.02, bpe_dropout=0.0, caption_dropout=0.1, codebook_std=0.1,
         ),
@@ -312,6 +315,7 @@ SMALL = Preset(
 PRESETS = {"tiny": TINY, "small": SMALL, "dalle-12b": Preset(name="dalle-12b")}
 
 DATA = ("shapes", "scenes", "openmoji")  # the pictures there are, beside folders of one's own: see minidalle/data
+DRAWN = ("shapes", "scenes")  # of these, the worlds drawn by rules, which the oracle can read
 TWICE = ("scenes", "openmoji")  # of these, where a thing can be on top and the same as a sketch below
 
 
@@ -336,7 +340,7 @@ REAL = {  # drawings by people: more to spell than in a drawn world
 FOR_DATA = {
     ("tiny", "scenes"): {
         **NOT_SHAPES, "data.height": 32, "data.width": 32, "data.vocab_size": 324, "dvae.codebook_size": 64,
-        **lasting(dvae=5_000, transformer=4_500, clip=800),
+        **lasting(dvae=7_000, transformer=7_000, clip=800),
     },
     ("tiny", "openmoji"): {
         **REAL, "data.height": 64, "clip.patch": 8,  # two squares of 32 x 32
@@ -385,6 +389,8 @@ def load_preset(name: str, data: str = "shapes", overrides: dict | None = None, 
     for key, value in (given | FOR_DATA.get((name, source), {}) | (overrides or {})).items():
         preset = override(preset, key, value)
     check_numbers(preset)
+    if preset.data.fold and source not in DRAWN:
+        raise ValueError(f"data.fold is for {' and '.join(DRAWN)}, whose combinations are held out; got --data {data}")
     height, width, step = preset.data.height, preset.data.width, preset.dvae.downsample
     for part in (preset.dvae, preset.transformer, preset.sample, preset.edit):
         part.check()
@@ -442,7 +448,7 @@ def scale_updates(config, budget: float):
 MAY_BE_ZERO = {
     "text_len", "warmup", "lr_end", "tau_updates", "kl_weight", "kl_updates", "noise_updates", "muon_lr", "weight_decay",
     "clip", "ema_decay", "text_weight", "bpe_dropout", "caption_dropout", "temperature", "top_k", "guidance",
-    "context", "reconstructed", "codebook_std",
+    "context", "reconstructed", "codebook_std", "fold",
 }  # fmt: skip
 SHARES = {"ema_decay", "text_weight", "bpe_dropout", "caption_dropout", "reconstructed"}  # at most 1
 

@@ -12,7 +12,7 @@ mixture of codebook vectors, and the loss is the negative ELBO (P 2, with beta a
     loss = ( -ln p(x | z)  +  beta * KL(q(z | x) || uniform) ) / number of pixel values
 
 The networks, their names and their sizes are those of the released code (SPEC 2, marks C), sized by `DVAEConfig`.
-What tiny models need beyond the paper is off by default and marked O: `patch`, `normalize_logits`, "bernoulli". The
+What tiny models need beyond the paper is off by default and marked O: `patch`, `normalize_logits`, "bernoulli", "gaussian". The
 preset `tiny` also sets beta to 0 and keeps tau above 1/16, so what it minimises is not an ELBO.
 """
 
@@ -176,6 +176,11 @@ def bernoulli_nll(x: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(mu, x, reduction="none")
 
 
+def gaussian_nll(x: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+    """O: squared error, as -ln N(x | sigmoid(mu), variance 1 / 2 pi), whose constant is 0; in nats per value."""
+    return math.pi * (x - torch.sigmoid(mu)) ** 2
+
+
 def kl_to_uniform(logits: torch.Tensor) -> torch.Tensor:
     """KL(softmax(logits) || uniform over K) = sum_k q_k ln q_k + ln K, in nats, over dimension 1 (P 2; A 26).
 
@@ -262,8 +267,10 @@ class DVAE(nn.Module):
         z = gumbel_softmax(logits, tau, noise, generator)
         mu, ln_b = self.decoder(z).float().chunk(2, dim=1)  # (B, 3, height, width) each
         x = map_pixels(images)
-        bernoulli = self.config.likelihood == "bernoulli"  # then ln b is not used
-        nll = (bernoulli_nll(x, mu) if bernoulli else logit_laplace_nll(x, mu, ln_b)).mean()
+        if self.config.likelihood == "logit_laplace":
+            nll = logit_laplace_nll(x, mu, ln_b).mean()
+        else:  # ln b is not used
+            nll = {"bernoulli": bernoulli_nll, "gaussian": gaussian_nll}[self.config.likelihood](x, mu).mean()
         if kl_weight == 0:
             return DVAELoss(nll, nll, logits)
         cells_per_value = logits[0, 0].numel() / images[0].numel()  # 1/192 at 256 px, 32 x 32 codes

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from minidalle import failures
 from minidalle.bpe import BPE
 from minidalle.clip import CLIP
-from minidalle.config import TWICE, Preset
-from minidalle.data import scenes, shapes
+from minidalle.config import DRAWN, TWICE, Preset
+from minidalle.data import SOURCES, scenes
 from minidalle.data.pictures import Pictures
 from minidalle.dvae import DVAE, usage
 from minidalle.oracle import as_float, judge
@@ -26,7 +26,7 @@ from minidalle.sequence import tokenize
 from minidalle.train import decode_all, encode_all
 from minidalle.transformer import DALLE
 
-WORLDS = {"shapes": shapes, "scenes": scenes}  # the data that the oracle can read
+WORLDS = {name: SOURCES[name] for name in DRAWN}  # the data that the oracle can read
 UNSEEN = {"shapes": "pairs", "scenes": "pairs", "openmoji": "families", "folder": "held_out"}  # the headline's split
 DRAWINGS = 520  # for each split: 4 of each of the 130 captions that shapes are trained on
 CANDIDATES = 16  # drawings of a caption that CLIP chooses from

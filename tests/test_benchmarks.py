@@ -73,18 +73,20 @@ def test_bytes_are_shown_as_tokenizers_shows_them(side_by_side):
 
 
 def test_an_ablation_is_compared_with_the_run_of_the_same_seed(side_by_side):
-    from benchmarks.ablations import FIGURES, table
+    from benchmarks.ablations import CAPTIONS, FIGURES, table
 
-    def line(change, seed, share, seconds):
-        return {"change": change, "seed": seed, "seconds": seconds, **dict.fromkeys(FIGURES, [share] * 32)}
+    def line(change, seed, share, **seconds):
+        return {"change": change, "seed": seed, "seconds": seconds, **dict.fromkeys(FIGURES, [share] * 2 * CAPTIONS)}
 
-    change = "CLIP: no hard negatives"
-    lines = [line("as it is", 0, 0, 100), line("as it is", 1, 1, 100)]
-    lines += [line(change, 0, 1, 60), line(change, 1, 1, 90), line(change, 2, 0, 9)]  # the last has nothing beside it
+    change = "transformer: causal masks"
+    lines = [line("as it is", 0, 0, dvae=70, transformer=30), line("as it is", 1, 1, dvae=70, transformer=50)]
+    lines += [line(change, 0, 1, transformer=15), line(change, 1, 1, transformer=45)]
+    lines += [line(change, 2, 0, transformer=9)]  # has nothing beside it
     _, _, base, changed = (row.split(" | ") for row in table(lines))
-    assert base[0] == "| as it is" and base[1] == "0.50 (0.00 … 1.00)" and base[-2:] == ["100", "0, 1 |"]
+    assert base[0] == "| as it is" and base[1] == "0.50 (0.00 … 1.00)" and base[-2:] == ["110", "0, 1 |"]
     assert changed[0] == f"| {change}" and changed[-2:] == ["× 0.75", "0, 1 |"]
     assert changed[1] == "+0.50 (+0.00 … +1.00)"  # captions that agree do not make up for seeds that do not
+    assert changed[3] == "" and changed[4] == changed[1]  # of what it was not trained for, nothing is said
 
 
 def test_the_interval_of_an_ablation_knows_captions_from_seeds(side_by_side):
@@ -95,3 +97,23 @@ def test_the_interval_of_an_ablation_knows_captions_from_seeds(side_by_side):
     captions = np.tile(np.repeat([0.0, 1.0], 8), (3, 1))  # all seeds agree, half of 16 captions gains: like 16 coins
     mean, low, high = (float(x) for x in interval(captions).translate(str.maketrans("", "", "(…)")).split())
     assert mean == 0.5 and 0.2 <= low <= 0.3 and 0.7 <= high <= 0.8
+
+
+def test_an_ablation_trains_what_it_concerns_and_keeps_the_rest(side_by_side, tmp_path, monkeypatch):
+    """Two updates of everything, then of another transformer: the dVAE and CLIP stay, and are judged with it."""
+    from benchmarks import ablations
+    from benchmarks.ablations import CAPTIONS, measure, settings, train
+
+    monkeypatch.setattr(ablations, "settings", lambda change, seed: settings(change, seed) | {"data.pool": 200})
+    monkeypatch.setattr(ablations, "DRAWN", 2)
+    base = train("as it is", 0, 2 / 8500, tmp_path / "base")
+    assert base[0].preset.data.fold and sorted(base[2]) == ["clip", "dvae", "transformer"]
+    models, codes, seconds = train("transformer: causal masks", 0, 2 / 8500, tmp_path / "other", base)
+    assert list(seconds) == ["transformer"] and models.preset.transformer.masks == "causal"
+    assert models.dvae is base[0].dvae and models.clip is base[0].clip and codes is base[1]
+    assert models.dalle.config.masks == "causal" and base[0].dalle.config.masks == "dalle"
+    assert train("dVAE: 32 codes", 0, 2 / 8500, tmp_path / "third", base)[0].clip is None
+    figures = measure(models)
+    assert {len(values) for values in figures.values()} == {CAPTIONS, CAPTIONS * 2}
+    again = train("as it is", 0, 2 / 8500, tmp_path / "base")  # from its folder
+    assert again[2] == base[2] and measure(again[0]) == measure(base[0])

@@ -76,8 +76,9 @@ def test_the_budget_scales_every_length_and_nothing_else():
         ({"name": "tiny", "data": "shape"}, "unknown data 'shape' .did you mean 'shapes'"),
         ({"name": "tiny", "overrides": {"transformer.n_head": "5"}}, "must be a multiple of n_head 5"),
         ({"name": "tiny", "overrides": {"transformer.masks": "axial"}}, "'dalle' or 'causal'"),
-        ({"name": "tiny", "overrides": {"dvae.likelihood": "laplace"}}, "'logit_laplace' or 'bernoulli'"),
+        ({"name": "tiny", "overrides": {"dvae.likelihood": "laplace"}}, "'logit_laplace', 'bernoulli' or 'gaussian'"),
         ({"name": "tiny", "overrides": {"dvae.n_hid": "6"}}, "multiple of 4"),
+        ({"name": "tiny", "data": "openmoji", "overrides": {"data.fold": "1"}}, "data.fold is for shapes and scenes"),
         ({"name": "tiny", "overrides": {"data.height": "26"}}, "use multiples of 4"),
         ({"name": "tiny", "overrides": {"data.name": "openmoji"}}, "choose the pictures with --data"),
         (

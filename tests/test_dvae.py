@@ -14,6 +14,7 @@ from minidalle.dvae import (
     DVAE,
     bernoulli_nll,
     cosine,
+    gaussian_nll,
     gumbel_softmax,
     kl_to_uniform,
     logit_laplace_nll,
@@ -121,6 +122,22 @@ def test_bernoulli_is_smallest_at_the_pixel_itself():
     mu = torch.linspace(-3, 3, 601)
     best = mu[bernoulli_nll(x.expand_as(mu), mu).argmin()]
     assert best.item() == pytest.approx(math.log(0.3 / 0.7), abs=0.01)
+
+
+def test_gaussian_against_the_formula():
+    x, mu = torch.rand(50, dtype=torch.float64), 3 * torch.randn(50, dtype=torch.float64)
+    normal = torch.distributions.Normal(torch.sigmoid(mu), (2 * math.pi) ** -0.5)
+    torch.testing.assert_close(gaussian_nll(x, mu), -normal.log_prob(x))
+
+
+@pytest.mark.parametrize("likelihood, nll", [("bernoulli", bernoulli_nll), ("gaussian", gaussian_nll)])
+def test_the_loss_is_that_of_the_likelihood_asked_for(likelihood, nll):
+    torch.manual_seed(0)
+    model = DVAE(dataclasses.replace(TINY, likelihood=likelihood)).eval()
+    images = torch.rand(2, 3, 16, 16)
+    z = gumbel_softmax(model.logits(images), 1.0, generator=torch.Generator().manual_seed(1))
+    loss = model.loss(images, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loss.nll, nll(map_pixels(images), model.decoder(z)[:, :3]).mean())
 
 
 def test_kl_to_uniform_closed_forms():

@@ -1,5 +1,7 @@
 """What went wrong, told from drawings that show something else than their captions on purpose."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,19 @@ def test_the_figure_is_drawn(tmp_path, world):
     plots.save_failures(tmp_path / "failures.png", counts, examples)
     plots.save_failures(tmp_path / "none.png", *evaluate.what_failed(drawn(world, captions), captions))
     assert (tmp_path / "failures.png").stat().st_size > 10_000 and (tmp_path / "none.png").exists()
+
+
+def test_the_tables_of_the_figure_are_percent_of_what_was_asked(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda path, figure: figures.append(figure))
+    counts = {"shape": Counter({("circle", "circle"): 3, ("circle", "none"): 1, ("square", "circle"): 2})}
+    plots.save_failures(tmp_path / "failures.png", counts, [])
+    axis = figures[0].subfigs[0].axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["circle", "square", "none"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["circle", "square"]
+    assert axis.images[0].get_array().tolist() == [[75, 0, 25], [100, 0, 0]]
+    assert {tuple(map(int, text.get_position())): text.get_text() for text in axis.texts} == {
+        (0, 0): "75",
+        (2, 0): "25",
+        (0, 1): "100",
+    }  # (column, row)

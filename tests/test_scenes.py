@@ -85,9 +85,11 @@ def test_splits_are_disjoint_and_cover_the_world():
     assert splits == {split: scenes.captions(split) for split in SPLITS}
 
 
-def test_no_split_leaks_into_another():
-    found = {split: [parse(caption) for caption in scenes.captions(split)] for split in SPLITS}
-    held_out, tuning = {*shapes.HELD_OUT_PAIRS}, {*shapes.TUNING_PAIRS}
+@pytest.mark.parametrize("fold", [0, 1])
+def test_no_split_leaks_into_another(fold):
+    found = {split: [parse(caption) for caption in scenes.captions(split, fold)] for split in SPLITS}
+    held_out, tuning = shapes.held_out(fold)["pairs"], shapes.held_out(fold)["tuning"]
+    assert len({*sum(found.values(), [])}) == sum(map(len, found.values())) == 4440
     assert not any(pairs_of(scene) & (held_out | tuning) for scene in found["train"] + found["captions"])
     assert all(pairs_of(scene) & tuning and not pairs_of(scene) & held_out for scene in found["tuning"])
     assert all(pairs_of(scene) & held_out for scene in found["pairs"])

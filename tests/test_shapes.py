@@ -149,6 +149,19 @@ def test_splits_are_disjoint_and_cover_the_world():
     assert {(d.colour, d.shape) for d in map(shapes.parse, splits["captions"])} <= seen
 
 
+@pytest.mark.parametrize("fold", [1, 2, 4, 5])
+def test_another_fold_holds_out_other_combinations_of_the_same_form(fold):
+    usual, splits = shapes.held_out(), {split: shapes.captions(split, fold) for split in SPLITS}
+    assert [len(texts) for texts in splits.values()] == [130, 14, 32, 16]
+    assert len({*sum(splits.values(), [])}) == 192
+    for split in ("pairs", "tuning"):
+        there = {(d.colour, d.shape) for d in map(shapes.parse, splits[split])}
+        assert there == shapes.held_out(fold)[split] and not there & (usual["pairs"] | usual["tuning"])
+        assert Counter(shape for _, shape in there) == Counter(shape for _, shape in usual[split])
+    loaded = shapes.load(24, 24, 200, 0, fold)
+    assert {split: {*pictures.captions} for split, pictures in loaded.items()} == {k: {*v} for k, v in splits.items()}
+
+
 def test_load_is_even_and_seeded():
     first, again, other = shapes.load(24, 24, 200, 0), shapes.load(24, 24, 200, 0), shapes.load(24, 24, 200, 1)
     assert set(first) == set(SPLITS)
@@ -182,4 +195,6 @@ def test_bad_input():
         shapes.load(16, 16, 10, 0)
     with pytest.raises(ValueError, match="pool of 0"):
         shapes.load(24, 24, 0, 0)
+    with pytest.raises(ValueError, match="no fold 6.*0 … 5"):
+        shapes.load(24, 24, 10, 0, 6)
     assert shapes.draw([], generator).shape == (0, 3, 24, 24)

@@ -23,6 +23,7 @@ from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, load_dvae, load_tensors, save_tensors
 from minidalle.config import TransformerStage, load_preset
 from minidalle.data.folder import read
+from minidalle.dvae import DVAE
 from minidalle.train import (
     average_weights,
     encode_all,
@@ -126,6 +127,46 @@ def test_a_run_killed_between_its_last_state_and_its_weights(tmp_path, whole, mo
     monkeypatch.setattr(train_module, "save_model", real)
     run_short(tmp_path / "run", resume=True)
     assert_same(contents(tmp_path / "run"), whole)
+
+
+def test_what_is_asked_whether_to_stop_sees_the_average_and_leaves_training_alone(tmp_path):
+    preset = load_preset("tiny", overrides=SHORT | {"train.transformer.ema_decay": 0.5})
+    run, seen = Run(tmp_path / "run", {}), {}
+    train = data.load(preset.data, 3)["train"]
+    bpe = BPE.train(train.captions, preset.data.vocab_size)
+    bpe.save(run.folder / "bpe.json")
+    dvae = train_dvae(run, preset, train.images, 3, CPU)
+    codes = encode_all(dvae, train.images, CPU)
+
+    def stop(step, averaged):
+        seen[step] = averaged()
+        return step == 7
+
+    last = train_transformer(run, preset, bpe, dvae, train.captions, codes, 32, 3, CPU, stop)
+    assert list(seen) == [*range(1, 8)] and run.stages["transformer"]["updates"] == 7
+    state = load_tensors(run.latest()[1] / "weights.safetensors")[0]
+    for name, value in seen[7].state_dict().items():  # the average is what is returned, and not the weights themselves
+        assert torch.equal(value, last.state_dict()[name]), name
+    assert not torch.equal(seen[7].image_head.weight, state["image_head.weight"])
+    assert not torch.equal(seen[6].image_head.weight, seen[7].image_head.weight) and not seen[7].training
+
+
+@pytest.mark.parametrize("std", [0.0, 0.1])
+def test_image_tokens_start_from_the_codebook_where_that_is_asked_for(tmp_path, std):
+    """After an update of rate 0 the tokens are as they started: of the rank of the codebook, or of full rank."""
+    preset = load_preset("tiny", overrides=SHORT | {
+        "train.transformer.codebook_std": std, "train.transformer.lr": 1e-12, "train.transformer.updates": 1,
+    })  # fmt: skip
+    dvae = DVAE(preset.dvae).eval()  # K = 16 codes of n_init = 8 numbers
+    codes = torch.randint(16, (4, 6, 6), generator=torch.Generator().manual_seed(0))
+    run, bpe = Run(tmp_path / "run", {}), BPE.train([CAPTION], 265)
+    bpe.save(run.folder / "bpe.json")
+    model = train_transformer(run, preset, bpe, dvae, [CAPTION] * 4, codes, 32, 3, CPU)
+    for tokens in (model.embed.image_token.weight, model.image_head.weight):  # (16, 24)
+        spanned = torch.linalg.lstsq((dvae.codebook - dvae.codebook.mean(0)), tokens.detach(), driver="gelsd").solution
+        rest = tokens - (dvae.codebook - dvae.codebook.mean(0)) @ spanned
+        assert (rest.std() < 1e-4 * tokens.std()) == bool(std)
+        assert tokens.std().item() == pytest.approx(std or 0.02, rel=0.3)
 
 
 @pytest.mark.parametrize("ask_at", [4, 11, 18])

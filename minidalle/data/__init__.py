@@ -7,7 +7,7 @@ this project's own, O).
 
 from pathlib import Path
 
-from minidalle.config import DATA, DataConfig
+from minidalle.config import DATA, DRAWN, DataConfig
 from minidalle.data import folder, openmoji, scenes, shapes
 from minidalle.data.pictures import Pictures
 
@@ -17,4 +17,7 @@ SOURCES = dict(zip(DATA, (shapes, scenes, openmoji)))
 def load(config: DataConfig, seed: int) -> dict[str, Pictures]:
     """The splits of the pictures that `config` names, "train" first."""
     size = config.height, config.width, config.pool, seed
-    return folder.load(Path(config.folder), *size) if config.name == "folder" else SOURCES[config.name].load(*size)
+    if config.name == "folder":
+        return folder.load(Path(config.folder), *size)
+    fold = (config.fold,) if config.name in DRAWN else ()
+    return SOURCES[config.name].load(*size, *fold)

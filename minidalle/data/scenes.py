@@ -27,14 +27,13 @@ from minidalle.data.pictures import Pictures
 from minidalle.data.shapes import (
     COLOURS,
     GROUNDS,
-    HELD_OUT_PAIRS,
     HELD_OUT_SPLITS,
     LINE,
     MARGIN,
     SHAPES,
     STYLES,
-    TUNING_PAIRS,
     coverage,
+    held_out,
     in_rounds,
 )
 
@@ -180,29 +179,29 @@ def everything() -> list[Scene]:
     return two + [same(*thing) for thing in things]
 
 
-def captions(split: str) -> list[str]:
+def captions(split: str, fold: int = 0) -> list[str]:
     """The captions of "train", "captions", "pairs" or "tuning": disjoint, 4440 together, the same for every seed."""
     if split not in ("train", *HELD_OUT_SPLITS):
         raise ValueError(f"no split {split!r} in the drawn scenes: choose train, {', '.join(HELD_OUT_SPLITS)}")
-    found = {"pairs": [], "tuning": [], "rest": []}
+    pairs, found = held_out(fold), {"pairs": [], "tuning": [], "rest": []}
     for scene in everything():
         objects = {scene.first[1:], scene.second[1:]}
-        where = "pairs" if objects & {*HELD_OUT_PAIRS} else "tuning" if objects & {*TUNING_PAIRS} else "rest"
+        where = "pairs" if objects & pairs["pairs"] else "tuning" if objects & pairs["tuning"] else "rest"
         found[where].append(scene)
     if split in found:
         return [scene.caption for scene in found[split]]
-    held_out = set()
+    unseen = set()
     for group in (  # a tenth of the scenes in either form of words, and of the things drawn twice
         [scene for scene in found["rest"] if scene.relation in ("above", "left of")],
         [scene for scene in found["rest"] if scene.relation == SAME],
     ):
         for scene in random.Random(0).sample(group, round(len(group) / 10)):
-            held_out |= {scene.caption, scene.turned.caption}
-    return [scene.caption for scene in found["rest"] if (scene.caption in held_out) == (split == "captions")]
+            unseen |= {scene.caption, scene.turned.caption}
+    return [scene.caption for scene in found["rest"] if (scene.caption in unseen) == (split == "captions")]
 
 
-def load(height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
-    """All four splits. "train" holds `pool` pictures of the training captions, a tenth of them of one thing drawn
+def load(height: int, width: int, pool: int, seed: int, fold: int = 0) -> dict[str, Pictures]:
+    """All four splits of a fold. "train" holds `pool` pictures of the training captions, a tenth of them of one thing drawn
     twice; a held-out split is the same whatever the seed.
 
     Raises ValueError when height and width differ, are under 32, or the pool is empty.
@@ -213,12 +212,12 @@ def load(height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
         raise ValueError(f"a pool of {pool} pictures trains nothing: give 1 or more")
     rng = np.random.default_rng(seed)
     twice, two = [], []
-    for caption in captions("train"):
+    for caption in captions("train", fold):
         (twice if ONE_TWICE.fullmatch(caption) else two).append(caption)
     n_twice = round(SAME_SHARE * pool)
     chosen = rng.permutation(in_rounds(two, pool - n_twice, rng) + in_rounds(twice, n_twice, rng)).tolist()
     splits = {"train": Pictures(draw(chosen, rng, width), chosen)}
     for number, split in enumerate(HELD_OUT_SPLITS):
-        texts = [c for c in captions(split) for _ in range(PER_SAME_CAPTION if ONE_TWICE.fullmatch(c) else 1)]
+        texts = [c for c in captions(split, fold) for _ in range(PER_SAME_CAPTION if ONE_TWICE.fullmatch(c) else 1)]
         splits[split] = Pictures(draw(texts, np.random.default_rng(number), width), texts)
     return splits

@@ -12,7 +12,8 @@ A photo is filled, a sketch is an outline; the ground is white unless the captio
 radius are random. Everything is laid out on a canvas of 24 units, whatever the size of the picture in pixels.
 
 Four splits: "train", and three that no stage trains on: "tuning" and "pairs" (whole (colour, shape) combinations;
-choices are made on the first, results reported on the second) and "captions" (a tenth of the remaining captions).
+choices are made on the first, results reported on the second) and "captions" (a tenth of the remaining captions). Which
+combinations these are depends on the fold: `held_out` says how.
 """
 
 import math
@@ -163,17 +164,33 @@ def draw(captions: list[str], rng: np.random.Generator, size: int = 24) -> torch
     return torch.from_numpy(images)
 
 
-def captions(split: str) -> list[str]:
+def held_out(fold: int = 0) -> dict[str, set[tuple[str, str]]]:
+    """The combinations (colour, shape) that no stage trains on: {"pairs": four, "tuning": two}.
+
+    Fold 0 has those above; in fold n every colour is the n-th after it in COLOURS. Folds 1, 2, 4 and 5 have none of fold 0:
+    there a recipe can be chosen on all that is held out before it is measured once in fold 0. Raises ValueError above 5.
+    """
+    colours = list(COLOURS)
+    if fold not in range(len(colours)):
+        raise ValueError(f"there is no fold {fold} of the drawn worlds: set data.fold to 0 … {len(colours) - 1}")
+
+    def moved(pairs):
+        return {(colours[(colours.index(colour) + fold) % len(colours)], shape) for colour, shape in pairs}
+
+    return {"pairs": moved(HELD_OUT_PAIRS), "tuning": moved(TUNING_PAIRS)}
+
+
+def captions(split: str, fold: int = 0) -> list[str]:
     """The captions of "train", "captions", "pairs" or "tuning": disjoint, 192 together, the same for every seed."""
     if split not in ("train", *HELD_OUT_SPLITS):
         raise ValueError(f"no split {split!r} in the drawn world: choose train, {', '.join(HELD_OUT_SPLITS)}")
     everything = [Drawing(*attributes) for attributes in product(STYLES, RADII, COLOURS, SHAPES, GROUNDS)]
-    pairs = {"pairs": HELD_OUT_PAIRS, "tuning": TUNING_PAIRS}
+    pairs = held_out(fold)
     if split in pairs:
         return [d.caption for d in everything if (d.colour, d.shape) in pairs[split]]
-    rest = [d.caption for d in everything if (d.colour, d.shape) not in HELD_OUT_PAIRS + TUNING_PAIRS]
-    held_out = set(random.Random(0).sample(rest, round(len(rest) / 10)))
-    return [caption for caption in rest if (caption in held_out) == (split == "captions")]
+    rest = [d.caption for d in everything if (d.colour, d.shape) not in pairs["pairs"] | pairs["tuning"]]
+    unseen = set(random.Random(0).sample(rest, round(len(rest) / 10)))
+    return [caption for caption in rest if (caption in unseen) == (split == "captions")]
 
 
 def in_rounds(texts: list[str], count: int, rng: np.random.Generator) -> list[str]:
@@ -182,8 +199,8 @@ def in_rounds(texts: list[str], count: int, rng: np.random.Generator) -> list[st
     return sum(rounds, [])[:count]
 
 
-def load(height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
-    """All four splits. "train" holds `pool` pictures whose captions go round the training captions, each round in an
+def load(height: int, width: int, pool: int, seed: int, fold: int = 0) -> dict[str, Pictures]:
+    """All four splits of a fold. "train" holds `pool` pictures whose captions go round the training captions, each round in an
     order of its own; a held-out split holds 16 pictures per caption, the same whatever the seed.
 
     Raises ValueError when height and width differ, are under 24, or the pool is empty.
@@ -193,9 +210,9 @@ def load(height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
     if pool < 1:
         raise ValueError(f"a pool of {pool} pictures trains nothing: give 1 or more")
     rng = np.random.default_rng(seed)
-    chosen = in_rounds(captions("train"), pool, rng)
+    chosen = in_rounds(captions("train", fold), pool, rng)
     splits = {"train": Pictures(draw(chosen, rng, width), chosen)}
     for number, split in enumerate(HELD_OUT_SPLITS):
-        texts = captions(split) * PER_CAPTION
+        texts = captions(split, fold) * PER_CAPTION
         splits[split] = Pictures(draw(texts, np.random.default_rng(number), width), texts)
     return splits
