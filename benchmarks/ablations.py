@@ -1,30 +1,35 @@
 """What each choice in the tiny recipe is worth: shapes at a short budget, one change at a time, the same seeds for all.
 
-    python benchmarks/ablations.py [--budget 0.2] [--seeds 0 1 2] [--only TEXT] [--folder runs/ablations]
+    python benchmarks/ablations.py [--budget 0.2] [--seeds 1 2 3] [--only TEXT] [--folder runs/ablations]
 
-Every seed has a fold of the world of its own (`shapes.held_out`), none with a combination that the README's figures are of.
-So a run can be judged by all that its fold holds out, 62 captions, and the recipe is not chosen by what it is reported with.
-A change trains what it concerns and what is built on that; the rest, such as the dVAE below another transformer, is that of
-the same seed's run as it is. Every finished run is a line of FOLDER/log.jsonl and is not done again, so this can be stopped
-at any time; a log of other settings is refused.
+Seeds 1, 2 and 3 train in the folds 1, 2 and 3 of the world (`shapes.held_out`), and are judged by the combinations that are
+held out there, "pairs" and "tuning", of which the README reports on none. A change trains what it concerns
+and the transformer above it; the rest, such as the dVAE below another transformer, is that of the same seed's run as it is.
+Every finished run is a line of FOLDER/log.jsonl and is not done again, so this can be stopped at any time; a log of other
+settings is refused.
 
-The tables show the recipe as it is, then what each change adds: the mean difference to the runs of the same seeds without
-it, with a 95 % interval by bootstrap over seeds and over captions; and the seconds of the changed stages' training as a
-multiple of what they take as they are. Of a hundred such intervals five miss by chance alone.
+The table shows the recipe as it is, then what each change adds: the mean difference to the runs of the same seeds without
+it, plus or minus two standard errors. That error is the figure's deviation of differences between seeds, pooled over all
+changes, because two or three seeds alone would not tell it; so nothing is shown for one seed. Of twenty such intervals one
+misses by chance. The last columns: CPU seconds of training the changed stages as a multiple of what they take as they are
+(least to greatest of the seeds).
 """
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import side_by_side
 from side_by_side import ROOT
+
+from minidalle.cli import positive, run_command
 
 CHANGES = {  # what is changed: the settings for train_tiny.py. Before the colon stands the stage that they concern.
     "as it is": {},
@@ -54,20 +59,26 @@ CHANGES = {  # what is changed: the settings for train_tiny.py. Before the colon
     "CLIP: original pictures only": {"train.clip.reconstructed": 0},
     "CLIP: reconstructed pictures only": {"train.clip.reconstructed": 1},
 }
-FOLDS = (1, 2, 4, 5)  # of seed 0, 1, 2, 3, 4 and so on; none shares a held-out combination with fold 0
-CAPTIONS, DRAWN = 62, 16  # all that a fold holds out; pictures of each
+DRAWN = 16  # pictures of each caption
 FIGURES = {  # heading: what it is the share of
     "right": "drawings with all attributes right",
     "clean": "drawings that also look like the ideal one",
     "rebuilt": "pictures that are clean after the dVAE",
     "best of 16": "captions for which the drawing that CLIP scores highest is right",
-    "CLIP": "pictures for which CLIP finds their caption among all 192",
+    "CLIP": "pictures for which CLIP finds their caption among these and those of training",
+}
+ALTERED = {  # by a change of this stage; a changed dVAE is given no CLIP
+    "as it is": [*FIGURES],
+    "dVAE": ["right", "clean", "rebuilt"],
+    "transformer": ["right", "clean", "best of 16"],
+    "drawing": ["right", "clean", "best of 16"],
+    "CLIP": ["best of 16", "CLIP"],
 }
 
 
 def train(change: str, seed: int, budget: float, folder: Path, base=None):
-    """The run of `base` (Models, codes, seconds) with what `change` concerns trained anew: (Models, codes, seconds).
-    Without `base`, everything is; a dVAE that is changed is not given a CLIP."""
+    """(Models, codes, CPU seconds of each stage that was trained). What `change` does not concern is taken from `base`, what
+    this returned for "as it is", which itself and a change of the dVAE need none."""
     import torch
 
     from minidalle import data
@@ -82,17 +93,23 @@ def train(change: str, seed: int, budget: float, folder: Path, base=None):
     bpe = BPE.train(pictures.captions, preset.data.vocab_size)
     run = Run(folder, {"preset": dataclasses.asdict(preset), "seed": seed}, resume=folder.exists())
     bpe.save(run.folder / "bpe.json")
-    stage, text_len = change.partition(":")[0], preset.transformer.text_len
-    models, codes, _ = base or (Models(preset, bpe, None, None, None, device), None, None)
-    dvae, dalle, clip = models.dvae, models.dalle, models.clip
+    stage, text_len, seconds = change.partition(":")[0], preset.transformer.text_len, {}
+
+    def timed(name, function, *arguments):
+        before = time.process_time()
+        model = function(run, preset, *arguments, seed, device)
+        seconds[name] = time.process_time() - before
+        return model
+
     if stage in ("as it is", "dVAE"):
-        dvae, clip = stages.train_dvae(run, preset, pictures.images, seed, device), None
-        codes = stages.encode_all(dvae, pictures.images, device)
+        dvae = timed("dvae", stages.train_dvae, pictures.images)
+        codes, clip = stages.encode_all(dvae, pictures.images, device), None
+    else:
+        (_, _, dvae, dalle, clip, _), codes, _ = base
     if stage in ("as it is", "dVAE", "transformer"):
-        dalle = stages.train_transformer(run, preset, bpe, dvae, pictures.captions, codes, text_len, seed, device)
+        dalle = timed("transformer", stages.train_transformer, bpe, dvae, pictures.captions, codes, text_len)
     if stage in ("as it is", "CLIP"):
-        clip = stages.train_clip(run, preset, bpe, dvae, pictures, codes, text_len, seed, device)
-    seconds = {name: taken["seconds"] for name, taken in run.stages.items()}
+        clip = timed("clip", stages.train_clip, bpe, dvae, pictures, codes, text_len)
     return Models(preset, bpe, dvae, dalle, clip, device), codes, seconds
 
 
@@ -105,7 +122,7 @@ def measure(models) -> dict[str, list[int]]:
     from minidalle.oracle import as_float, judge
 
     fold = models.preset.data.fold
-    captions = [caption for split in shapes.HELD_OUT_SPLITS for caption in shapes.captions(split, fold)]
+    captions = shapes.captions("pairs", fold) + shapes.captions("tuning", fold)
     texts = captions * DRAWN
     images = shapes.draw(texts, np.random.default_rng(0), models.preset.data.width)
     drawn = models.draw(texts, range(len(texts)))
@@ -114,106 +131,128 @@ def measure(models) -> dict[str, list[int]]:
     if models.clip:
         best = []
         for i, text in enumerate(models.text(captions)):
-            own = range(i, len(texts), CAPTIONS)  # the drawings of this caption
+            own = range(i, len(texts), len(captions))  # the drawings of this caption
             best.append(right[own[models.clip.rank(text, drawn[own]).argmax()]])
         with torch.no_grad():
-            every = models.clip.encode_text(models.text(captions + shapes.captions("train", fold)))  # (192, E)
+            every = models.clip.encode_text(models.text(captions + shapes.captions("train", fold)))
             scores = torch.cat([models.clip.encode_image(part) for part in as_float(images).split(64)]) @ every.T
-        lists |= {"best of 16": best, "CLIP": scores.argmax(dim=1).numpy() == np.arange(len(texts)) % CAPTIONS}
+        lists |= {"best of 16": best, "CLIP": scores.argmax(dim=1).numpy() == np.arange(len(texts)) % len(captions)}
     return {name: [int(value) for value in values] for name, values in lists.items()}
-
-
-def interval(differences) -> str:
-    """differences (seeds, captions) -> "mean (low … high)": seeds and captions are drawn with replacement, each for itself,
-    as all captions of a seed share one training."""
-    import numpy as np
-
-    rng, (seeds, captions) = np.random.default_rng(0), differences.shape
-    rows = rng.integers(seeds, size=(1000, seeds, 1))
-    columns = rng.integers(captions, size=(1000, 1, captions))
-    low, high = np.percentile(differences[rows, columns].mean(axis=(1, 2)), [2.5, 97.5])
-    return f"{differences.mean():+.2f} ({low:+.2f} … {high:+.2f})".replace("-", "−")
 
 
 def table(lines: list[dict]) -> list[str]:
     """Markdown: the recipe as it is, then differences. A change is shown for the seeds that both have run, with the
     figures that it can alter."""
-    import numpy as np
-
     runs = {(line["change"], line["seed"]): line for line in lines}
-    rows = ["| change | " + " | ".join(FIGURES) + " | seconds | seeds |", "|---" * (3 + len(FIGURES)) + "|"]
+    shares = {
+        (*key, figure): statistics.mean(line[figure])
+        for key, line in runs.items()
+        for figure in FIGURES
+        if figure in line
+    }
+    seeds = {change: sorted(s for c, s in runs if c == change and ("as it is", s) in runs) for change in CHANGES}
+
+    def differences(change, figure):
+        return [shares[change, seed, figure] - shares["as it is", seed, figure] for seed in seeds[change]]
+
+    rows = ["| change | " + " | ".join(FIGURES) + " | CPU seconds | seeds |", "|---" * (3 + len(FIGURES)) + "|"]
+    pooled = {}  # figure: the variance of differences between seeds
+    for figure in FIGURES:
+        several = [
+            differences(change, figure)
+            for change in CHANGES
+            if change != "as it is" and figure in ALTERED[stage_of(change)] and len(seeds[change]) > 1
+        ]
+        pooled[figure] = statistics.mean(map(statistics.variance, several)) if several else None
     for change in CHANGES:
-        seeds = [seed for name, seed in runs if name == change and ("as it is", seed) in runs]
-        if not seeds:
+        if not seeds[change]:
             continue
-        changed, plain = ([runs[name, seed] for seed in seeds] for name in (change, "as it is"))
-        stage, cells = change.partition(":")[0], []
-        for figure in FIGURES:  # (seeds, captions): means over the drawings of a caption, which come round and round
-            kept = {
-                "transformer": ("rebuilt", "CLIP"),
-                "drawing": ("rebuilt", "CLIP"),
-                "CLIP": ("right", "clean", "rebuilt"),
-            }
-            if figure not in changed[0] or figure in kept.get(stage, ()):
+        cells = []
+        for figure in FIGURES:
+            if figure not in ALTERED[stage_of(change)]:
                 cells.append("")
-                continue
-            mine, base = (
-                np.array([np.reshape(line[figure], (-1, CAPTIONS)).mean(axis=0) for line in some])
-                for some in (changed, plain)
-            )
-            cells.append(interval(mine).replace("+", "") if change == "as it is" else interval(mine - base))
-        mine = [sum(line["seconds"].values()) for line in changed]
-        base = [sum(line["seconds"][name] for name in other["seconds"]) for line, other in zip(plain, changed)]
-        ratio = f"× {sum(mine) / sum(base):.2f}" if sum(base) else ""
-        took = f"{statistics.mean(mine):.0f}" if change == "as it is" else ratio
-        rows.append(f"| {change} | {' | '.join(cells)} | {took} | {', '.join(map(str, sorted(seeds)))} |")
+            elif change == "as it is":
+                each = [shares[change, seed, figure] for seed in seeds[change]]
+                cells.append(f"{statistics.mean(each):.2f} ({', '.join(f'{share:.2f}' for share in each)})")
+            else:
+                each = differences(change, figure)
+                cell = f"{statistics.mean(each):+.2f}".replace("-", "−")
+                if pooled[figure] is not None and len(each) > 1:
+                    cell += f" ± {2 * (pooled[figure] / len(each)) ** 0.5:.2f}"
+                cells.append(cell)
+        times, ratios = [runs[change, seed]["seconds"] for seed in seeds[change]], []
+        for seed, mine in zip(seeds[change], times):
+            as_it_is = sum(runs["as it is", seed]["seconds"][name] for name in mine)
+            ratios += [sum(mine.values()) / as_it_is] if mine else []
+        took = f"× {side_by_side.middle(ratios)}" if ratios else ""
+        if change == "as it is":
+            took = f"{statistics.mean(sum(mine.values()) for mine in times):.0f}"
+        rows.append(f"| {change} | {' | '.join(cells)} | {took} | {', '.join(map(str, seeds[change]))} |")
     return rows
 
 
+def stage_of(change: str) -> str:
+    return change.partition(":")[0]
+
+
 def settings(change: str, seed: int) -> dict:
-    return {"data.fold": FOLDS[seed % len(FOLDS)], **CHANGES[change]}
+    return {"data.fold": 1 + (seed - 1) % 3, **CHANGES[change]}
 
 
 def recipe(change: str, seed: int, budget: float) -> str:
-    """A hash of all settings of a run: what a line of the log was made with."""
+    """A hash of all settings of a run and of its judging: what a line of the log was made with."""
     from minidalle.config import load_preset
 
     preset = load_preset("tiny", overrides=settings(change, seed), budget=budget)
-    return hashlib.sha256(repr(preset).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((preset, DRAWN)).encode()).hexdigest()[:12]
 
 
 def main():
     parser = argparse.ArgumentParser(description="What each choice in the tiny recipe is worth.")
-    parser.add_argument("--budget", type=float, default=0.2, help="of the preset's updates (default 0.2)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", type=positive(float), default=0.2, help="of the preset's updates (default 0.2)")
+    parser.add_argument("--seeds", type=positive(int), nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", default="", help="run the changes whose name holds this text")
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "runs" / "ablations", help="for the log and runs as they are"
     )
     args = parser.parse_args()
-    log = args.folder / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    chosen = [change for change in CHANGES if args.only in change and change != "as it is"]
+    if not chosen:
+        parser.error(f"no change holds {args.only!r}; there are: {'; '.join([*CHANGES][1:])}")
+    run_command(lambda: compare(chosen, args.seeds, args.budget, args.folder), "; the same command goes on")
+
+
+def compare(chosen: list[str], seeds: list[int], budget: float, folder: Path):
+    """Run what is missing in the log, then print the table of all that is in it."""
+    log = folder / "log.jsonl"
+    written = log.read_text().splitlines() if log.exists() else []
+    lines = [json.loads(line) for line in written if line.endswith("}")]  # a kill may have left half a line
     for line in lines:
-        if line["change"] not in CHANGES or line["recipe"] != recipe(line["change"], line["seed"], args.budget):
-            parser.error(f"{log} holds {line['change']!r} with other settings: give another --folder")
-    args.folder.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
+        if line["change"] not in CHANGES or line["recipe"] != recipe(line["change"], line["seed"], budget):
+            raise ValueError(f"{log} holds {line['change']!r} with other settings: give another --folder, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def add(change, seed, models, seconds):
+        line = {"change": change, "seed": seed, "recipe": recipe(change, seed, budget), "seconds": seconds}
+        lines.append(line | measure(models))
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    for seed in seeds:
         done = [line["change"] for line in lines if line["seed"] == seed]
-        left = [c for c in CHANGES if c not in done and (args.only in c or c == "as it is")]
+        left = [change for change in chosen if change not in done]
         if not left:
             continue
-        base = train("as it is", seed, args.budget, args.folder / f"seed{seed}")  # from its folder, if it is there
+        if "as it is" not in done:  # what is in its folder was not timed to the end
+            shutil.rmtree(folder / f"seed{seed}", ignore_errors=True)
+        base = train("as it is", seed, budget, folder / f"seed{seed}")
+        if "as it is" not in done:
+            add("as it is", seed, base[0], base[2])
         for change in left:
             print(f"\r\033[K{change}, seed {seed}", file=sys.stderr, flush=True)
-            with contextlib.nullcontext() if change == "as it is" else tempfile.TemporaryDirectory() as folder:
-                models, _, seconds = (
-                    base if folder is None else train(change, seed, args.budget, Path(folder, "run"), base)
-                )
-                line = {"change": change, "seed": seed, "recipe": recipe(change, seed, args.budget), "seconds": seconds}
-                lines.append(line | measure(models))
-            with log.open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
-    print(f"{side_by_side.machine()}\n\nbudget {args.budget}; shares, of what the fold of each seed holds out:")
+            with tempfile.TemporaryDirectory() as aside:
+                models, _, seconds = train(change, seed, budget, Path(aside, "run"), base)
+                add(change, seed, models, seconds)
+    print(f"{side_by_side.machine()}\n\nbudget {budget}; shares, of what is held out in the fold of each seed:")
     print("\n".join(f"- {name}: {what}" for name, what in FIGURES.items()), "\n")
     print("\n".join(table(lines)))
 

@@ -1,12 +1,14 @@
 """What the preset `small` would cost on one GPU: counted here, without one. Not yet run.
 
-    python benchmarks/small.py [--utilisation 0.3] [--set train.dvae.batch_size=8 ...]
+    python benchmarks/small.py [--utilisation 0.3] [--train.dvae.batch_size=8 and other settings]
 
-For each stage: parameters; floating-point operations of an update, counted by PyTorch in a real forward and backward pass of
-one picture on the CPU, times the batch; bytes of weights, gradients, AdamW's two moments and the average, all float32; bytes
-that one picture's forward pass keeps for its backward pass, counted in float32, times the batch: an upper bound, as autocast
-keeps about half of it in 16 bits. Seconds are operations divided by what the GPU's data sheet promises in 16 bits without
-sparsity, times the share of it that is used, which is a guess. Loading pictures is not counted.
+For each stage: parameters, with a vocabulary as large as the preset allows; floating-point operations of an update, counted
+by PyTorch in a real forward and backward pass on the CPU, whose attention computes windows around what the masks allow, and
+twice; bytes of weights, gradients, AdamW's two moments and the average, all float32; bytes that the forward pass keeps for the
+backward pass, in float32: an upper bound, as autocast keeps part of it in 16 bits. Both are counted for one picture and for
+two, and carried on to the batch along a straight line. Hours are operations divided by what the GPU's data sheet promises in
+16 bits without sparsity, times the share of it that is used, which is a guess. Training alone is counted: no loading, no
+encoding, no measuring.
 """
 
 import argparse
@@ -14,35 +16,42 @@ import dataclasses
 
 import side_by_side
 
-GPUS = {
-    "T4": 65e12,
-    "RTX 4090": 165e12,
-    "A100": 312e12,
-    "H100 SXM": 989e12,
-}  # operations per second, from the data sheets
+from minidalle.cli import parse_with_settings, positive, run_command
+
+GPUS = {"T4": 65e12, "RTX 4090": 165e12, "A100": 312e12, "H100 SXM": 989e12}  # operations per second, from data sheets
 
 
-def counted(loss_of, model) -> tuple[float, float]:
-    """Of one picture: (floating-point operations of the forward and backward pass, bytes that the former keeps)."""
+def counted(loss_of, batch: int) -> tuple[float, float]:
+    """Of one update with `batch` pictures: (floating-point operations, bytes kept for the backward pass).
+    loss_of(n) -> (a loss of n pictures, the model)."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    kept, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+    def once(n):
+        kept = {}  # address of a storage -> bytes
 
-    def note(tensor):
-        if tensor.untyped_storage().data_ptr() not in own:
+        def note(tensor):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+            return tensor
 
-    with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = loss_of(1)
-        loss.backward()
-    return counter.get_total_flops(), sum(kept.values())
+            loss, model = loss_of(n)
+        for parameter in model.parameters():
+            kept.pop(parameter.untyped_storage().data_ptr(), None)
+        del loss
+        with (
+            FlopCounterMode(display=False) as counter,
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # in which every product is counted
+            loss_of(n)[0].backward()
+        return counter.get_total_flops(), sum(kept.values())
+
+    return tuple(one + (batch - 1) * (two - one) for one, two in zip(once(1), once(2)))
 
 
 def stages(preset) -> dict:
-    """{stage: (its settings, its model, a function from a batch size to the loss of such a batch)}."""
+    """{stage: (its settings, its model, the loss as `counted` takes it)}."""
     import torch
 
     from minidalle.clip import CLIP
@@ -50,61 +59,59 @@ def stages(preset) -> dict:
     from minidalle.transformer import DALLE
 
     torch.manual_seed(0)
-    data, t = preset.data, preset.transformer
-    side = preset.dvae.downsample
-    rows, grid = data.height // side, data.width // side
+    data, step = preset.data, preset.dvae.downsample
     t = dataclasses.replace(
-        t, rows=rows, grid=grid, codebook_size=preset.dvae.codebook_size, vocab_size=data.vocab_size
-    )
+        preset.transformer, rows=data.height // step, grid=data.width // step, vocab_size=data.vocab_size,
+        codebook_size=preset.dvae.codebook_size, text_len=preset.transformer.text_len or 256,
+    )  # fmt: skip
     c = dataclasses.replace(
         preset.clip, height=data.height, width=data.width, context=t.text_len, vocab_size=data.vocab_size + 1
     )
     dvae, dalle, clip = DVAE(preset.dvae), DALLE(t), CLIP(c)
 
-    def text(n):
-        ids = torch.randint(data.vocab_size, (n, t.text_len))
-        ids[:, -1] = -1
-        return ids
+    def text(n):  # no pads, and [SEP]
+        return torch.cat([torch.randint(data.vocab_size, (n, t.text_len - 1)), torch.full((n, 1), -1)], dim=1)
 
     def images(n):
         return torch.rand(n, 3, data.height, data.width)
 
+    def codes(n):
+        return torch.randint(t.codebook_size, (n, t.n_image))
+
+    beta = preset.train.dvae.kl_weight
     return {
-        "dvae": (preset.train.dvae, dvae, lambda n: dvae.loss(images(n), kl_weight=1.0).total),
-        "transformer": (
-            preset.train.transformer, dalle,
-            lambda n: dalle.loss(text(n), torch.randint(t.codebook_size, (n, t.n_image))).total,
-        ),
-        "clip": (preset.train.clip, clip, lambda n: clip.loss(images(n), text(n)).total),
-    }  # fmt: skip
+        "dvae": (preset.train.dvae, dvae, lambda n: (dvae.loss(images(n), kl_weight=beta).total, dvae)),
+        "transformer": (preset.train.transformer, dalle, lambda n: (dalle.loss(text(n), codes(n)).total, dalle)),
+        "clip": (preset.train.clip, clip, lambda n: (clip.loss(images(n), text(n)).total, clip)),
+    }
 
 
-def main():
-    parser = argparse.ArgumentParser(description="What the preset small would cost on one GPU; not yet run.")
-    parser.add_argument("--utilisation", type=float, default=0.3, help="share of the data sheet's rate (default 0.3)")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, as train_tiny.py takes them"
-    )
-    args = parser.parse_args()
+def plan(settings: dict, utilisation: float):
     from minidalle.config import load_preset
 
-    preset = load_preset("small", overrides=dict(item.split("=", 1) for item in args.set))
-    print(f"{side_by_side.machine()}\n\npreset small, {preset.data.height} x {preset.data.width} pixels; not yet run\n")
-    print("| stage | parameters, M | updates x batch | 10¹² operations an update | GB: weights, gradients, moments, average"
-          " | GB kept for the backward pass, at most |")  # fmt: skip
-    print("|---|---|---|---|---|---|")
-    total = 0
+    preset = load_preset("small", overrides=settings)
+    print(f"{side_by_side.machine()}\n\npreset small, {preset.data.height} × {preset.data.width} pixels; not yet run\n")
+    print("| stage | parameters, M | updates × batch | 10¹² operations an update | GB of weights, gradients, moments, average"
+          " | GB kept for the backward pass, at most | " + " | ".join(f"hours, {gpu}" for gpu in GPUS) + " |")  # fmt: skip
+    print("|---" * (6 + len(GPUS)) + "|")
+    all_hours = dict.fromkeys(GPUS, 0.0)
     for name, (stage, model, loss_of) in stages(preset).items():
         n = sum(p.numel() for p in model.parameters())
-        flops, kept = counted(loss_of, model)
-        flops, kept, state = flops * stage.batch_size, kept * stage.batch_size, n * 4 * (5 if stage.ema_decay else 4)
-        total += flops * stage.updates
-        print(
-            f"| {name} | {n / 1e6:.1f} | {stage.updates:,} x {stage.batch_size} | {flops / 1e12:.2f} | {state / 1e9:.2f} | {kept / 1e9:.2f} |"
-        )
-    print(f"\n{total:.2e} operations in all; at {args.utilisation:.0%} of the data sheet's rate:")
-    print(", ".join(f"{gpu} {total / rate / args.utilisation / 3600:.1f} h" for gpu, rate in GPUS.items()))
+        operations, kept = counted(loss_of, stage.batch_size)
+        hours = {gpu: operations * stage.updates / rate / utilisation / 3600 for gpu, rate in GPUS.items()}
+        all_hours = {gpu: all_hours[gpu] + hours[gpu] for gpu in GPUS}
+        cells = [f"{n / 1e6:.1f}", f"{stage.updates:,} × {stage.batch_size}", f"{operations / 1e12:.2f}"]
+        cells += [f"{5 * 4 * n / 1e9:.2f}", f"{kept / 1e9:.1f}", *(f"{value:.1f}" for value in hours.values())]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print("| all |" + " |" * 5 + "".join(f" {value:.1f} |" for value in all_hours.values()))
+    print(
+        f"\nat {utilisation:.0%} of the data sheet's rate: "
+        + ", ".join(f"{g} {r / 1e12:.0f}·10¹²" for g, r in GPUS.items())
+    )
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="What the preset small would cost on one GPU; not yet run.")
+    parser.add_argument("--utilisation", type=positive(float), default=0.3, help="share of the data sheet's rate (0.3)")
+    arguments, changed = parse_with_settings(parser, None)
+    run_command(lambda: plan(changed, arguments.utilisation))

@@ -269,8 +269,10 @@ class DVAE(nn.Module):
         x = map_pixels(images)
         if self.config.likelihood == "logit_laplace":
             nll = logit_laplace_nll(x, mu, ln_b).mean()
-        else:  # ln b is not used
-            nll = {"bernoulli": bernoulli_nll, "gaussian": gaussian_nll}[self.config.likelihood](x, mu).mean()
+        elif self.config.likelihood == "bernoulli":  # here and below, ln b is not used
+            nll = bernoulli_nll(x, mu).mean()
+        else:
+            nll = gaussian_nll(x, mu).mean()
         if kl_weight == 0:
             return DVAELoss(nll, nll, logits)
         cells_per_value = logits[0, 0].numel() / images[0].numel()  # 1/192 at 256 px, 32 x 32 codes

@@ -1,9 +1,12 @@
 """What the benchmarks print is what they measured: ratios within a turn, the table, the chart, the fair start."""
 
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RUNS = {
@@ -73,47 +76,131 @@ def test_bytes_are_shown_as_tokenizers_shows_them(side_by_side):
 
 
 def test_an_ablation_is_compared_with_the_run_of_the_same_seed(side_by_side):
-    from benchmarks.ablations import CAPTIONS, FIGURES, table
+    from benchmarks.ablations import FIGURES, table
 
     def line(change, seed, share, **seconds):
-        return {"change": change, "seed": seed, "seconds": seconds, **dict.fromkeys(FIGURES, [share] * 2 * CAPTIONS)}
+        return {
+            "change": change,
+            "seed": seed,
+            "seconds": seconds,
+            **{f: [1] * share + [0] * (20 - share) for f in FIGURES},
+        }
 
-    change = "transformer: causal masks"
-    lines = [line("as it is", 0, 0, dvae=70, transformer=30), line("as it is", 1, 1, dvae=70, transformer=50)]
-    lines += [line(change, 0, 1, transformer=15), line(change, 1, 1, transformer=45)]
-    lines += [line(change, 2, 0, transformer=9)]  # has nothing beside it
-    _, _, base, changed = (row.split(" | ") for row in table(lines))
-    assert base[0] == "| as it is" and base[1] == "0.50 (0.00 … 1.00)" and base[-2:] == ["110", "0, 1 |"]
-    assert changed[0] == f"| {change}" and changed[-2:] == ["× 0.75", "0, 1 |"]
-    assert changed[1] == "+0.50 (+0.00 … +1.00)"  # captions that agree do not make up for seeds that do not
-    assert changed[3] == "" and changed[4] == changed[1]  # of what it was not trained for, nothing is said
+    lines = [line("as it is", 1, 10, dvae=70, transformer=30), line("as it is", 2, 20, dvae=70, transformer=50)]
+    lines += [
+        line("transformer: causal masks", 1, 13, transformer=15),
+        line("transformer: causal masks", 2, 19, transformer=45),
+    ]
+    lines += [line("transformer: causal masks", 3, 0, transformer=9)]  # has nothing beside it
+    lines += [line("drawing: no guidance", 1, 2), line("drawing: no guidance", 2, 12)]
+    lines += [line("CLIP: no hard negatives", 1, 10, clip=5)]
+    lines[0]["seconds"]["clip"] = lines[1]["seconds"]["clip"] = 10
+    _, _, base, masks, drawing, clip = ([cell.strip() for cell in row.split("|")[1:-1]] for row in table(lines))
+    assert base[:2] == ["as it is", "0.75 (0.50, 1.00)"] and base[-2:] == ["120", "1, 2"]
+    # differences .15 and −.05, variance .02; −.4 and −.4, variance 0: pooled .01, of two seeds 2 · √(.01 / 2) = .14
+    assert masks == [
+        "transformer: causal masks",
+        "+0.05 ± 0.14",
+        "+0.05 ± 0.14",
+        "",
+        "+0.05 ± 0.14",
+        "",
+        "× 0.70 (0.50–0.90)",
+        "1, 2",
+    ]
+    assert drawing == ["drawing: no guidance", "−0.40 ± 0.14", "−0.40 ± 0.14", "", "−0.40 ± 0.14", "", "", "1, 2"]
+    assert clip == ["CLIP: no hard negatives", "", "", "", "+0.00", "+0.00", "× 0.50", "1"]
 
 
-def test_the_interval_of_an_ablation_knows_captions_from_seeds(side_by_side):
-    import numpy as np
-
-    from benchmarks.ablations import interval
-
-    captions = np.tile(np.repeat([0.0, 1.0], 8), (3, 1))  # all seeds agree, half of 16 captions gains: like 16 coins
-    mean, low, high = (float(x) for x in interval(captions).translate(str.maketrans("", "", "(…)")).split())
-    assert mean == 0.5 and 0.2 <= low <= 0.3 and 0.7 <= high <= 0.8
-
-
-def test_an_ablation_trains_what_it_concerns_and_keeps_the_rest(side_by_side, tmp_path, monkeypatch):
-    """Two updates of everything, then of another transformer: the dVAE and CLIP stay, and are judged with it."""
+@pytest.fixture
+def short(side_by_side, monkeypatch):
+    """The ablations with 200 pictures to learn from and two drawings of a caption."""
     from benchmarks import ablations
-    from benchmarks.ablations import CAPTIONS, measure, settings, train
 
+    settings = ablations.settings
     monkeypatch.setattr(ablations, "settings", lambda change, seed: settings(change, seed) | {"data.pool": 200})
     monkeypatch.setattr(ablations, "DRAWN", 2)
-    base = train("as it is", 0, 2 / 8500, tmp_path / "base")
-    assert base[0].preset.data.fold and sorted(base[2]) == ["clip", "dvae", "transformer"]
-    models, codes, seconds = train("transformer: causal masks", 0, 2 / 8500, tmp_path / "other", base)
+    return ablations
+
+
+BUDGET = 2 / 8500  # two updates of the dVAE, one of the others
+
+
+def test_an_ablation_trains_what_it_concerns_and_keeps_the_rest(short, tmp_path):
+    base = short.train("as it is", 2, BUDGET, tmp_path / "base")
+    assert base[0].preset.data.fold == 2 and sorted(base[2]) == ["clip", "dvae", "transformer"]
+    models, codes, seconds = short.train("transformer: causal masks", 2, BUDGET, tmp_path / "other", base)
     assert list(seconds) == ["transformer"] and models.preset.transformer.masks == "causal"
     assert models.dvae is base[0].dvae and models.clip is base[0].clip and codes is base[1]
     assert models.dalle.config.masks == "causal" and base[0].dalle.config.masks == "dalle"
-    assert train("dVAE: 32 codes", 0, 2 / 8500, tmp_path / "third", base)[0].clip is None
-    figures = measure(models)
-    assert {len(values) for values in figures.values()} == {CAPTIONS, CAPTIONS * 2}
-    again = train("as it is", 0, 2 / 8500, tmp_path / "base")  # from its folder
-    assert again[2] == base[2] and measure(again[0]) == measure(base[0])
+    drawn = short.train("drawing: no guidance", 2, BUDGET, tmp_path / "third", base)[0]
+    assert drawn.dalle is base[0].dalle and drawn.preset.sample.guidance == 1
+    assert short.train("dVAE: 32 codes", 2, BUDGET, tmp_path / "fourth")[0].clip is None
+    again = short.train("as it is", 2, BUDGET, tmp_path / "base")  # from its folder
+    assert short.measure(again[0]) == short.measure(base[0])
+
+
+def test_figures_belong_to_their_captions(short, monkeypatch):
+    """Of the fold's captions the third is drawn right, the second time only; CLIP knows, and finds only the fifth."""
+    from minidalle.data import shapes
+
+    captions = shapes.captions("pairs", 1) + shapes.captions("tuning", 1)
+    texts = captions * 2
+
+    class Models:
+        preset = type("P", (), {"data": type("D", (), {"fold": 1, "width": 24})})
+        device = torch.device("cpu")
+
+        def draw(self, asked, seeds):
+            assert asked == texts and list(seeds) == list(range(len(texts)))
+            wrong = captions[1:] + captions[:1]
+            return (
+                shapes.draw(
+                    [c if k == 48 + 2 else wrong[k % 48] for k, c in enumerate(texts)], np.random.default_rng(0)
+                )
+                / 255
+            )
+
+        def reconstruct(self, images):
+            return images / 255
+
+        def text(self, some):
+            return torch.tensor([[captions.index(c) if c in captions else 99] for c in some])
+
+        class clip:
+            @staticmethod
+            def rank(text, images):
+                assert len(images) == 2
+                return torch.tensor([0.0, 1.0])
+
+            @staticmethod
+            def encode_text(text):
+                return torch.nn.functional.one_hot(text[:, 0], 100).float()
+
+            @staticmethod
+            def encode_image(images):
+                return torch.nn.functional.one_hot(torch.full((len(images),), 4), 100).float()
+
+    found = short.measure(Models())
+    assert (
+        [k for k, value in enumerate(found["right"]) if value] == [50] == [k for k, v in enumerate(found["clean"]) if v]
+    )
+    assert found["rebuilt"] == [1] * 96 and [k for k, value in enumerate(found["best of 16"]) if value] == [2]
+    assert [k for k, value in enumerate(found["CLIP"]) if value] == [4, 52]
+
+
+def test_ablations_go_on_where_they_stopped_and_refuse_a_log_of_other_settings(short, tmp_path, capsys, monkeypatch):
+    chosen = ["drawing: no guidance", "drawing: from all codes"]
+    short.compare(chosen[:1], [1], BUDGET, tmp_path / "a")
+    log = tmp_path / "a" / "log.jsonl"
+    first = log.read_text()
+    assert [json.loads(line)["change"] for line in first.splitlines()] == ["as it is", chosen[0]]
+    log.write_text(first + '{"change": "dra')  # a kill while it was written
+    short.compare(chosen, [1], BUDGET, tmp_path / "a")
+    assert log.read_text().startswith(first) and len(log.read_text().splitlines()) == 3
+    capsys.readouterr()
+    monkeypatch.setattr(short, "train", None)  # nothing is left to train
+    short.compare(chosen, [1], BUDGET, tmp_path / "a")
+    assert capsys.readouterr().out.count("| drawing: ") == 2
+    with pytest.raises(ValueError, match="holds 'as it is' with other settings"):
+        short.compare(chosen, [1], 2 * BUDGET, tmp_path / "a")

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from minidalle.data import shapes
+from minidalle import data
+from minidalle.config import load_preset
+from minidalle.data import scenes, shapes
 from minidalle.data.shapes import LINE, Drawing, coverage
 
 SPLITS = ("train", "captions", "pairs", "tuning")
@@ -149,17 +151,27 @@ def test_splits_are_disjoint_and_cover_the_world():
     assert {(d.colour, d.shape) for d in map(shapes.parse, splits["captions"])} <= seen
 
 
-@pytest.mark.parametrize("fold", [1, 2, 4, 5])
-def test_another_fold_holds_out_other_combinations_of_the_same_form(fold):
-    usual, splits = shapes.held_out(), {split: shapes.captions(split, fold) for split in SPLITS}
-    assert [len(texts) for texts in splits.values()] == [130, 14, 32, 16]
-    assert len({*sum(splits.values(), [])}) == 192
-    for split in ("pairs", "tuning"):
-        there = {(d.colour, d.shape) for d in map(shapes.parse, splits[split])}
-        assert there == shapes.held_out(fold)[split] and not there & (usual["pairs"] | usual["tuning"])
-        assert Counter(shape for _, shape in there) == Counter(shape for _, shape in usual[split])
-    loaded = shapes.load(24, 24, 200, 0, fold)
-    assert {split: {*pictures.captions} for split, pictures in loaded.items()} == {k: {*v} for k, v in splits.items()}
+def test_every_combination_is_held_out_in_one_of_four_folds():
+    combinations = []
+    for fold in range(4):
+        splits = {split: shapes.captions(split, fold) for split in SPLITS}
+        assert [len(texts) for texts in splits.values()] == [130, 14, 32, 16]
+        assert sorted(sum(splits.values(), [])) == sorted(d.caption for d in EVERY)
+        for split, pairs in shapes.held_out(fold).items():
+            assert {(d.colour, d.shape) for d in map(shapes.parse, splits[split])} == pairs
+            combinations += pairs
+    assert sorted(combinations) == sorted(product(shapes.COLOURS, shapes.SHAPES))  # 24, none twice
+    assert shapes.held_out() == {"pairs": {*shapes.HELD_OUT_PAIRS}, "tuning": {*shapes.TUNING_PAIRS}}
+    assert ("red", "cross") in shapes.held_out(1)["pairs"]  # after the red triangle
+
+
+@pytest.mark.parametrize("world", [shapes, scenes])
+def test_what_is_loaded_is_of_the_fold_asked_for(world):
+    config = load_preset("tiny", "shapes" if world is shapes else "scenes", {"data.fold": 1, "data.pool": 300}).data
+    for split, pictures in data.load(config, 0).items():
+        assert {*pictures.captions} <= {*world.captions(split, 1)} and not {*pictures.captions} <= {
+            *world.captions(split)
+        }
 
 
 def test_load_is_even_and_seeded():
@@ -195,6 +207,6 @@ def test_bad_input():
         shapes.load(16, 16, 10, 0)
     with pytest.raises(ValueError, match="pool of 0"):
         shapes.load(24, 24, 0, 0)
-    with pytest.raises(ValueError, match="no fold 6.*0 … 5"):
-        shapes.load(24, 24, 10, 0, 6)
+    with pytest.raises(ValueError, match="no fold 4.*0 … 3"):
+        shapes.load(24, 24, 10, 0, 4)
     assert shapes.draw([], generator).shape == (0, 3, 24, 24)

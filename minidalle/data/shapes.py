@@ -167,15 +167,15 @@ def draw(captions: list[str], rng: np.random.Generator, size: int = 24) -> torch
 def held_out(fold: int = 0) -> dict[str, set[tuple[str, str]]]:
     """The combinations (colour, shape) that no stage trains on: {"pairs": four, "tuning": two}.
 
-    Fold 0 has those above; in fold n every colour is the n-th after it in COLOURS. Folds 1, 2, 4 and 5 have none of fold 0:
-    there a recipe can be chosen on all that is held out before it is measured once in fold 0. Raises ValueError above 5.
+    Fold 0 has those above; in fold n every shape is the n-th after it in SHAPES, and begins again after the last. So each of
+    the 24 combinations is held out in one of the four folds, and a recipe can be chosen by the combinations of the folds 1 to
+    3 before it is measured in fold 0. Raises ValueError for another fold.
     """
-    colours = list(COLOURS)
-    if fold not in range(len(colours)):
-        raise ValueError(f"there is no fold {fold} of the drawn worlds: set data.fold to 0 … {len(colours) - 1}")
+    if fold not in range(len(SHAPES)):
+        raise ValueError(f"there is no fold {fold} of the drawn worlds: set data.fold to 0 … {len(SHAPES) - 1}")
 
     def moved(pairs):
-        return {(colours[(colours.index(colour) + fold) % len(colours)], shape) for colour, shape in pairs}
+        return {(colour, SHAPES[(SHAPES.index(shape) + fold) % len(SHAPES)]) for colour, shape in pairs}
 
     return {"pairs": moved(HELD_OUT_PAIRS), "tuning": moved(TUNING_PAIRS)}
 
