@@ -135,7 +135,7 @@ class NormalizeLogits(nn.Module):
     """O, not in the paper: every code's logit gets mean 0 and variance 1 over the batch, then one learned scale.
 
     Small models trained for minutes collapse to a few codes: a code that starts behind gets no gradient and stays
-    behind. With each logit normalised by itself, no code can be behind everywhere. Its effect: the README's table.
+    behind. With each logit normalised by itself, no code can be behind everywhere. Its effect: experiments.md.
     """
 
     def __init__(self, codebook_size: int):

@@ -204,3 +204,41 @@ def test_ablations_go_on_where_they_stopped_and_refuse_a_log_of_other_settings(s
     assert capsys.readouterr().out.count("| drawing: ") == 2
     with pytest.raises(ValueError, match="holds 'as it is' with other settings"):
         short.compare(chosen, [1], 2 * BUDGET, tmp_path / "a")
+
+
+def test_operations_and_bytes_of_a_plan_by_hand(side_by_side):
+    from benchmarks.small import counted
+
+    linear = torch.nn.Linear(8, 4, bias=False)
+
+    def loss_of(n):
+        return (linear(torch.ones(n, 8)).sum() + 3 * linear.weight.sum()), linear
+
+    # forward and the weight's gradient, 2 · n · 8 · 4 each; kept are the n · 8 inputs of 4 bytes, and no weights
+    assert counted(loss_of, 1) == (128, 32) and counted(loss_of, 5) == (640, 160)
+
+
+def test_a_plan_counts_the_preset_that_it_is_asked_for(side_by_side):
+    from benchmarks.small import stages
+    from minidalle.config import load_preset
+
+    preset = load_preset("small", overrides={"data.height": 16, "data.width": 16, "data.vocab_size": 300,
+                                             "transformer.text_len": 8, "transformer.n_layer": 2})  # fmt: skip
+    (_, dvae, _), (stage, dalle, loss_of), (_, clip, _) = stages(preset).values()
+    assert (dalle.config.n_image, dalle.config.vocab_size, dalle.config.codebook_size) == (4, 300, 2048)
+    assert stage is preset.train.transformer and dvae.config == preset.dvae and clip.config.context == 8
+    assert loss_of(2)[0].isfinite() and loss_of(2)[1] is dalle
+
+
+def test_the_classifier_of_names_is_judged_by_other_pictures_than_it_knows(side_by_side):
+    from benchmarks.names import chosen_drawings, real_pictures
+    from minidalle.data import openmoji
+
+    parts = chosen_drawings(0), chosen_drawings(1)
+    assert [len({d.family for d in part}) for part in parts] == [64, 64] and not {*parts[0]} & {*parts[1]}
+    assert all(openmoji.split_of(d.family) == "train" for part in parts for d in part)
+    (known, names), (new, again) = real_pictures(parts[0][:3], (20, 4), 32, 0)
+    assert known.shape == (60, 3, 64, 32) and names.tolist() == [0] * 20 + [1] * 20 + [2] * 20
+    assert again.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    flat = [*known.flatten(1).tolist(), *new.flatten(1).tolist()]
+    assert len({tuple(picture) for picture in flat}) == 72
