@@ -9,10 +9,10 @@ Every finished run is a line of FOLDER/log.jsonl and is not done again, so this 
 settings is refused.
 
 The table shows the recipe as it is, then what each change adds: the mean difference to the runs of the same seeds without
-it, plus or minus two standard errors. That error is the figure's deviation of differences between seeds, pooled over all
-changes, because two or three seeds alone would not tell it; so nothing is shown for one seed. Of twenty such intervals one
-misses by chance. The last columns: CPU seconds of training the changed stages as a multiple of what they take as they are
-(least to greatest of the seeds).
+it, plus or minus two standard errors. Two or three seeds alone would not tell that error; so it is pooled: how far a change's
+effect differs between seeds, over all changes of the dVAE, and over all others. Of twenty such intervals one misses by chance,
+and all lean on the same runs as they are. Then CPU seconds of training the changed stages, as a multiple of what they take as
+they are (least to greatest of the seeds); less than a tenth is noise: a text weight changes no computation.
 """
 
 import argparse
@@ -156,14 +156,18 @@ def table(lines: list[dict]) -> list[str]:
         return [shares[change, seed, figure] - shares["as it is", seed, figure] for seed in seeds[change]]
 
     rows = ["| change | " + " | ".join(FIGURES) + " | CPU seconds | seeds |", "|---" * (3 + len(FIGURES)) + "|"]
-    pooled = {}  # figure: the variance of differences between seeds
-    for figure in FIGURES:
-        several = [
-            differences(change, figure)
-            for change in CHANGES
-            if change != "as it is" and figure in ALTERED[stage_of(change)] and len(seeds[change]) > 1
-        ]
-        pooled[figure] = statistics.mean(map(statistics.variance, several)) if several else None
+
+    def error(change, figure):
+        """Two standard errors of the mean difference, or None where no change of this kind has two seeds."""
+        alike = [
+            differences(other, figure)
+            for other in CHANGES
+            if other != "as it is" and figure in ALTERED[stage_of(other)] and len(seeds[other]) > 1
+            and (stage_of(other) == "dVAE") == (stage_of(change) == "dVAE")
+        ]  # fmt: skip
+        if alike and len(seeds[change]) > 1:
+            return 2 * (statistics.mean(map(statistics.variance, alike)) / len(seeds[change])) ** 0.5
+
     for change in CHANGES:
         if not seeds[change]:
             continue
@@ -173,13 +177,10 @@ def table(lines: list[dict]) -> list[str]:
                 cells.append("")
             elif change == "as it is":
                 each = [shares[change, seed, figure] for seed in seeds[change]]
-                cells.append(f"{statistics.mean(each):.2f} ({', '.join(f'{share:.2f}' for share in each)})")
+                cells.append(f"{statistics.mean(each):.3f} ({', '.join(f'{share:.3f}' for share in each)})")
             else:
-                each = differences(change, figure)
-                cell = f"{statistics.mean(each):+.2f}".replace("-", "−")
-                if pooled[figure] is not None and len(each) > 1:
-                    cell += f" ± {2 * (pooled[figure] / len(each)) ** 0.5:.2f}"
-                cells.append(cell)
+                cell = f"{statistics.mean(differences(change, figure)):+.3f}".replace("-", "−")
+                cells.append(cell if error(change, figure) is None else f"{cell} ± {error(change, figure):.3f}")
         times, ratios = [runs[change, seed]["seconds"] for seed in seeds[change]], []
         for seed, mine in zip(seeds[change], times):
             as_it_is = sum(runs["as it is", seed]["seconds"][name] for name in mine)

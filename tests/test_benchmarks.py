@@ -96,20 +96,20 @@ def test_an_ablation_is_compared_with_the_run_of_the_same_seed(side_by_side):
     lines += [line("CLIP: no hard negatives", 1, 10, clip=5)]
     lines[0]["seconds"]["clip"] = lines[1]["seconds"]["clip"] = 10
     _, _, base, masks, drawing, clip = ([cell.strip() for cell in row.split("|")[1:-1]] for row in table(lines))
-    assert base[:2] == ["as it is", "0.75 (0.50, 1.00)"] and base[-2:] == ["120", "1, 2"]
-    # differences .15 and −.05, variance .02; −.4 and −.4, variance 0: pooled .01, of two seeds 2 · √(.01 / 2) = .14
+    assert base[:2] == ["as it is", "0.750 (0.500, 1.000)"] and base[-2:] == ["120", "1, 2"]
+    # differences .15 and −.05, variance .02; −.4 and −.4, variance 0: pooled .01, of two seeds 2 · √(.01 / 2) = .141
     assert masks == [
         "transformer: causal masks",
-        "+0.05 ± 0.14",
-        "+0.05 ± 0.14",
+        "+0.050 ± 0.141",
+        "+0.050 ± 0.141",
         "",
-        "+0.05 ± 0.14",
+        "+0.050 ± 0.141",
         "",
         "× 0.70 (0.50–0.90)",
         "1, 2",
     ]
-    assert drawing == ["drawing: no guidance", "−0.40 ± 0.14", "−0.40 ± 0.14", "", "−0.40 ± 0.14", "", "", "1, 2"]
-    assert clip == ["CLIP: no hard negatives", "", "", "", "+0.00", "+0.00", "× 0.50", "1"]
+    assert drawing == ["drawing: no guidance", "−0.400 ± 0.141", "−0.400 ± 0.141", "", "−0.400 ± 0.141", "", "", "1, 2"]
+    assert clip == ["CLIP: no hard negatives", "", "", "", "+0.000", "+0.000", "× 0.50", "1"]
 
 
 @pytest.fixture
