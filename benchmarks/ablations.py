@@ -37,6 +37,11 @@ CHANGES = {  # what is changed: the settings for train_tiny.py. Before the colon
     "dVAE: logit-Laplace likelihood": {"dvae.likelihood": "logit_laplace"},
     "dVAE: squared error": {"dvae.likelihood": "gaussian"},
     "dVAE: KL weight 6.6": {"train.dvae.kl_weight": 6.6, "train.dvae.kl_updates": 500},
+    "dVAE: logit-Laplace and KL weight 1.65": {  # of a pixel value as much as 6.6 with codes of 8 x 8
+        "dvae.likelihood": "logit_laplace",
+        "train.dvae.kl_weight": 1.65,
+        "train.dvae.kl_updates": 2500,
+    },
     "dVAE: temperature to 1/16": {"train.dvae.tau_end": 1 / 16},
     "dVAE: full Gumbel noise from the start": {"train.dvae.noise_updates": 0},
     "dVAE: 32 codes": {"dvae.codebook_size": 32},
