@@ -98,7 +98,7 @@ def train(change: str, seed: int, budget: float, folder: Path, base=None):
     bpe = BPE.train(pictures.captions, preset.data.vocab_size)
     run = Run(folder, {"preset": dataclasses.asdict(preset), "seed": seed}, resume=folder.exists())
     bpe.save(run.folder / "bpe.json")
-    stage, text_len, seconds = change.partition(":")[0], preset.transformer.text_len, {}
+    stage, text_len, seconds = stage_of(change), preset.transformer.text_len, {}
 
     def timed(name, function, *arguments):
         before = time.process_time()
@@ -230,9 +230,10 @@ def main():
 
 def compare(chosen: list[str], seeds: list[int], budget: float, folder: Path):
     """Run what is missing in the log, then print the table of all that is in it."""
+    from minidalle.checkpoint import replacing
+
     log = folder / "log.jsonl"
-    written = log.read_text().splitlines() if log.exists() else []
-    lines = [json.loads(line) for line in written if line.endswith("}")]  # a kill may have left half a line
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for line in lines:
         if line["change"] not in CHANGES or line["recipe"] != recipe(line["change"], line["seed"], budget):
             raise ValueError(f"{log} holds {line['change']!r} with other settings: give another --folder, or remove it")
@@ -241,7 +242,8 @@ def compare(chosen: list[str], seeds: list[int], budget: float, folder: Path):
     def add(change, seed, models, seconds):
         line = {"change": change, "seed": seed, "recipe": recipe(change, seed, budget), "seconds": seconds}
         lines.append(line | measure(models))
-        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with replacing(log) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     for seed in seeds:
         done = [line["change"] for line in lines if line["seed"] == seed]

@@ -1,6 +1,7 @@
 """What the benchmarks print is what they measured: ratios within a turn, the table, the chart, the fair start."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -195,7 +196,12 @@ def test_ablations_go_on_where_they_stopped_and_refuse_a_log_of_other_settings(s
     log = tmp_path / "a" / "log.jsonl"
     first = log.read_text()
     assert [json.loads(line)["change"] for line in first.splitlines()] == ["as it is", chosen[0]]
-    log.write_text(first + '{"change": "dra')  # a kill while it was written
+    replace = os.replace
+    with monkeypatch.context() as broken:  # a kill while the next line is written
+        broken.setattr(os, "replace", lambda a, b: 1 / 0 if b == log else replace(a, b))
+        with pytest.raises(ZeroDivisionError):
+            short.compare(chosen, [1], BUDGET, tmp_path / "a")
+    assert log.read_text() == first
     short.compare(chosen, [1], BUDGET, tmp_path / "a")
     assert log.read_text().startswith(first) and len(log.read_text().splitlines()) == 3
     capsys.readouterr()
