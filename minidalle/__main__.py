@@ -1,16 +1,18 @@
-"""python -m minidalle <verb>: what can be done with a run that `train_tiny.py` has made.
+"""python -m minidalle <verb>: draw with a run that `train_tiny.py` has made, and what a larger one takes.
 
 python -m minidalle generate "a photo of a large red circle" --run runs/shapes-tiny --rerank 32
 python -m minidalle edit "the exact same fox on the top as a sketch on the bottom" --image fox.png --run runs/openmoji-tiny
 python -m minidalle rank "a photo of a large red circle" one.png two.png --run runs/shapes-tiny
+python -m minidalle plan --preset dalle-12b --gpus 64 --gpu h100-80gb
 """
 
 import argparse
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
-from minidalle.cli import positive, run_command
+from minidalle.cli import parse_with_settings, positive, run_command
 from minidalle.config import TWICE, nearest
 
 
@@ -56,16 +58,30 @@ def main(argv: list[str] | None = None):
     rank.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="pictures of the shape that the run draws, of any size"
     )
+    planning = verbs.add_parser("plan", help="what a preset costs on many GPUs: parameters, operations, bytes, days")
+    planning.add_argument("--preset", default="dalle-12b", help="dalle-2.8b, dalle-5.6b, dalle-12b (default) or small")
+    planning.add_argument("--gpus", type=positive(int), default=64, help="how many (default 64)")
+    planning.add_argument(
+        "--gpu", default="h100-80gb",
+        help="a100-80gb, h100-80gb (default), h200-141gb, rtx-4090, or custom:FLOPS,BYTES,BANDWIDTH",
+    )  # fmt: skip
+    planning.add_argument("--utilisation", type=positive(float), default=0.4, help="share of its rate (default 0.4)")
     args, unknown = parser.parse_known_args(argv)
-    if unknown:
+    settings = {}
+    if args.verb == "plan":
+        args, settings = parse_with_settings(parser, argv)
+    elif unknown:
         known = re.findall("--[a-z-]+", verbs.choices[args.verb].format_help())
         hint = nearest(unknown[0].partition("=")[0], known)
         parser.error(
             f"unknown argument {unknown[0]!r}{hint}: python -m minidalle {args.verb} --help lists what there is"
         )
-    if args.verb != "rank" and args.rerank and args.rerank < args.n:
+    if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
-    run_command(lambda: rank_images(args) if args.verb == "rank" else draw(args))
+    verb = {"generate": draw, "edit": draw, "rank": rank_images, "plan": partial(print_plan, settings=settings)}[
+        args.verb
+    ]
+    run_command(lambda: verb(args))
 
 
 def draw(args: argparse.Namespace):
@@ -162,6 +178,15 @@ def rank_images(args: argparse.Namespace):
     scores = clip.to(device).rank(text, images).tolist()
     for score, path in sorted(zip(scores, args.images), key=lambda pair: -pair[0]):
         print(f"{score:6.3f}  {path}")
+
+
+def print_plan(args: argparse.Namespace, settings: dict):
+    """`plan`: see scale/plan.py."""
+    from minidalle.config import load_preset
+    from minidalle.scale.plan import plan
+
+    preset = load_preset(args.preset, overrides=settings)
+    print("\n".join(plan(preset, args.gpus, args.gpu, args.utilisation)))
 
 
 def read_picture(path: Path, device, *sizes: tuple[int, int]):

@@ -1,6 +1,6 @@
 """Every size and constant of a run, in one place: frozen dataclasses, named presets, overrides.
 
-In: a preset's name ("tiny", "small", "dalle-12b"), the data it is for, overrides such as
+In: a preset's name ("tiny", "small", "dalle-12b", …), the data it is for, overrides such as
 `transformer.n_layer=4`, and a budget that multiplies the number of updates. Out: one `Preset`.
 
 The defaults of the dataclasses are the paper's constants, so that the preset "dalle-12b" is almost
@@ -313,7 +313,14 @@ SMALL = Preset(
     ),
 )  # fmt: skip
 
-PRESETS = {"tiny": TINY, "small": SMALL, "dalle-12b": Preset(name="dalle-12b")}
+# The paper's three sizes, all of 64 layers with heads of 64 (P E, Table 1; SPEC 5). Everything else is the default.
+PAPER = [
+    Preset(name="dalle-2.8b", transformer=TransformerConfig(n_head=30, n_embd=1920)),
+    Preset(name="dalle-5.6b", transformer=TransformerConfig(n_head=42, n_embd=2688)),
+    Preset(name="dalle-12b"),
+]
+
+PRESETS = {preset.name: preset for preset in (TINY, SMALL, *PAPER)}
 
 DATA = ("shapes", "scenes", "openmoji")  # the pictures there are, beside folders of one's own: see minidalle/data
 DRAWN = ("shapes", "scenes")  # of these, the worlds drawn by rules, which the oracle can read
