@@ -4,12 +4,14 @@ python -m minidalle generate "a photo of a large red circle" --run runs/shapes-t
 python -m minidalle edit "the exact same fox on the top as a sketch on the bottom" --image fox.png --run runs/openmoji-tiny
 python -m minidalle rank "a photo of a large red circle" one.png two.png --run runs/shapes-tiny
 python -m minidalle plan --preset dalle-12b --gpus 64 --gpu h100-80gb
+python -m minidalle shards my-pictures shards                               (a folder of pictures, as tar shards)
+python -m minidalle encode --shards 'shards/*.tar' --dvae released:dall-e codes
+torchrun --nproc-per-node 8 -m minidalle train --preset dalle-12b --shards 'codes/*.tar' --dvae released:dall-e --out runs/12b
 """
 
 import argparse
 import re
 import warnings
-from functools import partial
 from pathlib import Path
 
 from minidalle.cli import parse_with_settings, positive, run_command
@@ -58,17 +60,10 @@ def main(argv: list[str] | None = None):
     rank.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="pictures of the shape that the run draws, of any size"
     )
-    planning = verbs.add_parser("plan", help="what a preset costs on many GPUs: parameters, operations, bytes, days")
-    planning.add_argument("--preset", default="dalle-12b", help="dalle-2.8b, dalle-5.6b, dalle-12b (default) or small")
-    planning.add_argument("--gpus", type=positive(int), default=64, help="how many (default 64)")
-    planning.add_argument(
-        "--gpu", default="h100-80gb",
-        help="a100-80gb, h100-80gb (default), h200-141gb, rtx-4090, or custom:FLOPS,BYTES,BANDWIDTH",
-    )  # fmt: skip
-    planning.add_argument("--utilisation", type=positive(float), default=0.4, help="share of its rate (default 0.4)")
+    at_scale(verbs)
     args, unknown = parser.parse_known_args(argv)
     settings = {}
-    if args.verb == "plan":
+    if args.verb in WITH_SETTINGS:
         args, settings = parse_with_settings(parser, argv)
     elif unknown:
         known = re.findall("--[a-z-]+", verbs.choices[args.verb].format_help())
@@ -78,10 +73,46 @@ def main(argv: list[str] | None = None):
         )
     if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
-    verb = {"generate": draw, "edit": draw, "rank": rank_images, "plan": partial(print_plan, settings=settings)}[
-        args.verb
-    ]
-    run_command(lambda: verb(args))
+    verb = VERBS[args.verb]
+    run_command(lambda: verb(args, settings) if args.verb in WITH_SETTINGS else verb(args))
+
+
+def at_scale(verbs):
+    """The verbs of `scale/`: plan, shards, encode, train."""
+    planning = verbs.add_parser("plan", help="what a preset costs on many GPUs: parameters, operations, bytes, days")
+    planning.add_argument("--preset", default="dalle-12b", help="dalle-2.8b, dalle-5.6b, dalle-12b (default) or small")
+    planning.add_argument("--gpus", type=positive(int), default=64, help="how many (default 64)")
+    planning.add_argument(
+        "--gpu", default="h100-80gb",
+        help="a100-80gb, h100-80gb (default), h200-141gb, rtx-4090, or custom:FLOPS,BYTES,BANDWIDTH",
+    )  # fmt: skip
+    planning.add_argument("--utilisation", type=positive(float), default=0.4, help="share of its rate (default 0.4)")
+
+    pictures = verbs.add_parser("shards", help="write a folder of pictures with captions as tar shards")
+    pictures.add_argument(
+        "folder", type=Path, help="with fox.jpg (.png, .webp) and its caption in fox.txt, at any depth"
+    )
+    pictures.add_argument("out", type=Path, help="folder for the shards")
+    pictures.add_argument("--per-shard", type=positive(int), default=1000, help="pictures in a shard (default 1000)")
+
+    sharded = argparse.ArgumentParser(add_help=False)
+    sharded.add_argument("--shards", required=True, help="such as 'data/shard-{00000..00099}.tar' or 'data/*.tar'")
+    sharded.add_argument("--dvae", required=True, help="a run's folder, or released:FOLDER with OpenAI's two files")
+    sharded.add_argument("--preset", default="dalle-12b", help="default dalle-12b")
+    sharded.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    encoding = verbs.add_parser("encode", parents=[sharded], help="compute the dVAE's codes once, as shards of codes")
+    encoding.add_argument("out", type=Path, help="folder for the shards of codes; those that are there are kept")
+    training = verbs.add_parser(
+        "train", parents=[sharded], help="train the transformer on tar shards; under torchrun, on many GPUs"
+    )
+    training.add_argument("--out", type=Path, required=True, help="folder of the run")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--budget", type=positive(float), default=1.0, help="multiplies the number of updates")
+    training.add_argument("--bpe", type=Path, help="a bpe.json (default: learned from the shards' captions)")
+    training.add_argument("--streams", type=positive(int), help="pictures at a time in a process (default: all of its)")
+    training.add_argument("--no-recompute", action="store_true", help="keep everything for the backward pass")
+    training.add_argument("--workers", type=int, default=0, help="processes that read for each process (default 0)")
+    training.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
 def draw(args: argparse.Namespace):
@@ -189,6 +220,58 @@ def print_plan(args: argparse.Namespace, settings: dict):
     print("\n".join(plan(preset, args.gpus, args.gpu, args.utilisation)))
 
 
+def write_shards(args: argparse.Namespace):
+    """`shards`: see scale/shards.py."""
+    from minidalle.scale import shards
+
+    count, skipped = shards.write(args.folder, args.out, args.per_shard)
+    if skipped:
+        warnings.warn(f"skipped {skipped}", stacklevel=1)
+    print(f"{count} pictures in {len(list(args.out.glob('*.tar')))} shards in {args.out}")
+
+
+def encode_shards(args: argparse.Namespace, settings: dict):
+    """`encode`: see scale/shards.py."""
+    from minidalle.config import load_preset
+    from minidalle.scale import shards
+    from minidalle.train import pick_device
+
+    device, preset = pick_device(args.device), load_preset(args.preset, overrides=settings)
+    dvae = dvae_from(args.dvae).to(device)
+    size = preset.data.height, preset.data.width
+    done, skipped = shards.encode(shards.find(args.shards), args.out, dvae, *size, device)
+    if skipped:
+        named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:10])
+        warnings.warn(f"skipped {len(skipped)}: {named}{', …' if len(skipped) > 10 else ''}", stacklevel=1)
+    print(f"encoded {done} pictures into {args.out}")
+
+
+def train_sharded(args: argparse.Namespace, settings: dict):
+    """`train`: see scale/sharded.py."""
+    import dataclasses
+
+    from minidalle.bpe import BPE
+    from minidalle.config import load_preset
+    from minidalle.scale import sharded
+
+    preset = load_preset(args.preset, overrides=settings, budget=args.budget)
+    dvae = dvae_from(args.dvae)
+    make_bpe = (lambda: BPE.load(args.bpe)) if args.bpe else None
+    sharded.train(
+        dataclasses.replace(preset, dvae=dvae.config), args.shards, dvae, args.out, args.seed, args.device, args.resume,
+        args.streams or 0, not args.no_recompute, args.workers, make_bpe,
+    )  # fmt: skip
+
+
+def dvae_from(source: str):
+    """The dVAE of a run's folder, or of "released:FOLDER"."""
+    from minidalle.checkpoint import load_dvae
+    from minidalle.scale import released
+
+    kind, _, folder = source.partition(":")
+    return released.load_dvae(folder) if kind == "released" else load_dvae(Path(source))
+
+
 def read_picture(path: Path, device, *sizes: tuple[int, int]):
     """(3, height, width) float32 in [0, 1], resized to the one of the sizes (height, width) that has its shape."""
     import torch
@@ -211,6 +294,13 @@ def check_captions(captions: list[str], bpe):
                 "its captions: what it draws may not show them",
                 stacklevel=1,
             )
+
+
+VERBS = {
+    "generate": draw, "edit": draw, "rank": rank_images,
+    "plan": print_plan, "shards": write_shards, "encode": encode_shards, "train": train_sharded,
+}  # fmt: skip
+WITH_SETTINGS = ("plan", "encode", "train")  # these take --transformer.n_layer=4 and the like
 
 
 if __name__ == "__main__":

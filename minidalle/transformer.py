@@ -96,9 +96,9 @@ class CrossEntropy(torch.autograd.Function):
         return total_grad * states_grad, total_grad * weight_grad, None
 
 
-def cross_entropy(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """`CrossEntropy` as the mean over N targets, in nats; 0 where there are none."""
-    return CrossEntropy.apply(states, weight, targets) / max(1, len(targets))
+def cross_entropy(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, count: float = 0) -> torch.Tensor:
+    """The sum of `CrossEntropy` divided by `count`, or by the number of targets: their mean in nats, 0 where there are none."""
+    return CrossEntropy.apply(states, weight, targets) / (count or max(1, len(targets)))
 
 
 class DALLELoss(NamedTuple):
@@ -158,16 +158,20 @@ class DALLE(nn.Module):
         text_states, image_states = self.split(h)
         return self.text_head(text_states), self.image_head(image_states)
 
-    def loss(self, text: torch.Tensor, image: torch.Tensor, text_weight: float = 1 / 8) -> DALLELoss:
+    def loss(
+        self, text: torch.Tensor, image: torch.Tensor, text_weight: float = 1 / 8, counts: tuple | None = None
+    ) -> DALLELoss:
         """Cross-entropies in nats, each the mean over its targets in the batch, and their weighted sum (P 2.2).
 
         A real caption token and an image token are targets; a pad, [SEP] and the first token never are (SPEC 4, O).
+        counts: (text targets, image targets) to divide the sums by, where these pictures are part of a larger batch.
         """
         text_states, image_states = self.split(self.states(text, image))  # (B, text_len - 2, C), (B, rows * grid, C)
         targets = text[:, 1:-1]  # (B, text_len - 2)
         real = targets != PAD
-        text_loss = cross_entropy(text_states[real], self.text_head.weight, targets[real])
-        image_loss = cross_entropy(image_states.flatten(0, 1), self.image_head.weight, image.flatten())
+        n_text, n_image = counts or (0, 0)
+        text_loss = cross_entropy(text_states[real], self.text_head.weight, targets[real], n_text)
+        image_loss = cross_entropy(image_states.flatten(0, 1), self.image_head.weight, image.flatten(), n_image)
         return DALLELoss(text_weight * text_loss + (1 - text_weight) * image_loss, text_loss, image_loss)
 
     def states(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ import os
 import warnings
 from collections import defaultdict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -66,17 +67,26 @@ def read_caption(path: Path | None) -> str:
     if path is None:
         raise ValueError("no caption file")
     try:
-        if path.stat().st_size > MAX_CAPTION:
-            raise ValueError(f"caption over {MAX_CAPTION // 1024} KB")
-        words = path.read_text(encoding="utf-8-sig").split()  # -sig: Windows may put a mark before the text
-    except (OSError, UnicodeDecodeError):
+        with path.open("rb") as file:
+            return clean_caption(file.read(MAX_CAPTION + 1))
+    except OSError:
+        raise ValueError("caption not readable as UTF-8") from None
+
+
+def clean_caption(data: bytes) -> str:
+    """The caption on one line, from a file's bytes. Raises ValueError with the reason where there is none to use."""
+    if len(data) > MAX_CAPTION:
+        raise ValueError(f"caption over {MAX_CAPTION // 1024} KB")
+    try:
+        words = data.decode("utf-8-sig").split()  # -sig: Windows may put a mark before the text
+    except UnicodeDecodeError:
         raise ValueError("caption not readable as UTF-8") from None
     if not words:
         raise ValueError("empty caption")
     return " ".join(words)
 
 
-def check_header(path: Path, aspect: float = LONGEST):
+def check_header(path: Path | BinaryIO, aspect: float = LONGEST):
     """Raise ValueError with the reason where a picture's header, which tells its size, rules it out."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
@@ -91,7 +101,7 @@ def check_header(path: Path, aspect: float = LONGEST):
         raise ValueError(f"aspect ratio beyond 1:{aspect:g}")
 
 
-def decode(path: Path, least: int) -> Image.Image:
+def decode(path: Path | BinaryIO, least: int) -> Image.Image:
     """The picture upright, in RGB, on white where it is transparent; of an animation the first frame.
 
     A large picture is averaged down by a whole factor, as far as each side keeps `least` pixels, so that its views are

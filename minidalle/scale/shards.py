@@ -1,0 +1,285 @@
+"""Tar shards: captioned pictures by the million, read as a stream, the same whoever reads them.
+
+    shard-00000.tar:   000000000.jpg  000000000.txt  000000001.jpg  000000001.txt  …        ({.jpg,.png,.webp} + {.txt,.json})
+
+Why tar: a disk or a network reads one large file in order many times as fast as a million small ones. The layout is that
+of the `webdataset` library, which reads and writes the files here, and of img2dataset, which makes such shards from lists
+of addresses.
+
+**Lanes.** An update's batch must not depend on how many processes share the work, or a run could not go on elsewhere with
+the same losses. So the stream is cut into L lanes, whose number follows from the shards and the batch alone. In each epoch the
+shards are put in an order that depends on (seed, epoch), and lane l reads those at places l, l + L, … of it, shuffled in a buffer whose
+chance depends on (seed, epoch, shard). An update takes batch / L samples from every lane; a process reads the lanes rank, rank + world, …,
+and its workers share these. Where a lane stands is three numbers, (epoch, shard, samples taken), which is all that a checkpoint keeps.
+
+What cannot be used (no caption, a broken picture, the rest of a shard that was cut off) is skipped, counted and named.
+Crops are those of `data/folder.py`. What is read is O; the augmentation is SPEC 2's.
+"""
+
+import glob
+import io
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from minidalle.checkpoint import fingerprint, read_json, replacing, write_json
+from minidalle.data import folder
+from minidalle.dvae import DVAE
+from minidalle.train import to_float
+
+LANES = 64  # at most
+BUFFER = 256  # samples that a lane shuffles at a time
+PER_SHARD = 1_000  # pictures in a shard that `write` makes
+PATIENCE = 100  # so many more unusable samples than usable ones stop the reading
+ENCODED = "encoded.json"  # beside shards of codes: which dVAE made them
+
+Position = tuple[int, int, int]  # (epoch, place of the shard in the epoch's order, samples taken from it)
+
+# --- finding -------------------------------------------------------------------------------------------------------
+
+
+def find(pattern: str) -> list[Path]:
+    """The shards that a pattern names, such as "data/shard-{00000..00099}.tar" or "data/*.tar", in order.
+
+    Raises ValueError where it matches nothing, or names a file that is not there.
+    """
+    from braceexpand import braceexpand
+
+    paths = []
+    for part in braceexpand(pattern):
+        found = sorted(glob.glob(part))
+        if not found:
+            raise ValueError(
+                f"--shards {pattern!r}: there is no file {part}: give paths such as 'data/shard-{{00000..00099}}.tar'"
+            )
+        paths += [Path(path) for path in found]
+    return paths
+
+
+def lanes_of(shards: int, batch_size: int) -> int:
+    """L, the largest divisor of the batch that there are shards for, at most `LANES`."""
+    return max(n for n in range(1, min(shards, LANES, batch_size) + 1) if batch_size % n == 0)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """What one worker adds to an update."""
+
+    images: torch.Tensor  # (n, 3, height, width) uint8, or codes (n, rows, grid) int64
+    captions: list[str]  # n
+    positions: dict[int, Position]  # where its lanes stand afterwards
+    skipped: list[tuple[str, str]]  # (sample, reason) of what was passed over on the way
+
+
+def raw_samples(path: Path, rng: random.Random, skipped: list) -> Iterator[dict]:
+    """The samples of one shard, shuffled: {"__key__": "000000017", "jpg": bytes, "txt": bytes}."""
+    from webdataset import filters, tariterators
+
+    def note(error: Exception) -> bool:
+        skipped.append((str(path), f"cut off or no tar file ({type(error).__name__})"))
+        return False  # the rest of this shard is lost
+
+    samples = tariterators.tarfile_samples(iter([{"url": str(path)}]), handler=note)
+    return filters._shuffle(samples, BUFFER, BUFFER, rng)
+
+
+def caption_of(sample: dict) -> str:
+    """Its text, or the caption in its JSON. Raises ValueError with the reason where there is none to use."""
+    if "txt" in sample:
+        return folder.clean_caption(sample["txt"])
+    try:
+        return folder.clean_caption(json.loads(sample["json"])["caption"].encode())
+    except KeyError:
+        raise ValueError("no caption") from None
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise ValueError("its JSON holds no caption") from None
+
+
+def image_of(sample: dict, height: int, width: int, rng: np.random.Generator | None) -> np.ndarray:
+    """(3, height, width) uint8, a random crop as in `folder.view_box`, or without rng the middle; raises ValueError."""
+    ending = next((ending for ending in ("jpg", "jpeg", "png", "webp") if ending in sample), None)
+    if ending is None:
+        raise ValueError("no picture")
+    folder.check_header(io.BytesIO(sample[ending]))
+    picture = folder.decode(io.BytesIO(sample[ending]), least=4 * max(height, width))
+    return folder.cut(picture, folder.view_box(picture.size, height, width, rng), height, width)
+
+
+def codes_of(sample: dict, rows: int, grid: int, codebook_size: int) -> np.ndarray:
+    """(rows, grid) int64 from a sample that `encode` wrote. Raises ValueError for anything else."""
+    try:
+        codes = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
+    except KeyError:
+        raise ValueError("no codes") from None
+    except (ValueError, OSError, EOFError):
+        raise ValueError("its codes are broken") from None
+    if codes.shape != (rows, grid) or codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= codebook_size:
+        raise ValueError(f"its codes are not {rows} x {grid} of {codebook_size}")
+    return codes.astype(np.int64)
+
+
+class Stream(IterableDataset):
+    """Parts of updates, without end: for DataLoader(batch_size=None); see `batches`."""
+
+    def __init__(self, paths: list[Path], batch_size: int, read, seed: int, rank: int, world: int, positions: dict):
+        """read(sample, rng) -> an array, or ValueError with the reason. positions: lane -> where it goes on."""
+        self.paths, self.read, self.seed, self.positions = paths, read, seed, positions
+        lanes = lanes_of(len(paths), batch_size)
+        if lanes % world:
+            raise ValueError(
+                f"{len(paths)} shards and a batch of {batch_size} make {lanes} lanes, which {world} processes cannot share "
+                "evenly: use at least as many shards as processes, and a batch that is a multiple of their number"
+            )
+        self.each = batch_size // lanes
+        self.lanes = list(range(rank, lanes, world))
+        self.n_lanes = lanes
+
+    def __iter__(self):
+        info = get_worker_info()
+        mine = self.lanes[info.id :: info.num_workers] if info else self.lanes
+        skipped = []
+        running = {lane: self.usable(lane, skipped) for lane in mine}
+        while True:
+            arrays, captions, positions = [], [], {}
+            for lane, samples in running.items():
+                for _ in range(self.each):
+                    array, caption, positions[lane] = next(samples)
+                    arrays.append(array)
+                    captions.append(caption)
+            yield Part(torch.from_numpy(np.stack(arrays)), captions, positions, skipped.copy())
+            skipped.clear()
+
+    def usable(self, lane: int, skipped: list):
+        """(array, caption, position after it) of a lane, for ever."""
+        good = bad = 0
+        for path, sample, rng, position in self.samples(lane, skipped):
+            try:
+                yield self.read(sample, rng), caption_of(sample), position
+                good += 1
+            except ValueError as reason:
+                skipped.append((f"{path}:{sample['__key__']}", str(reason)))
+                bad += 1
+            if bad > good + PATIENCE:
+                raise ValueError(
+                    f"{bad} of {good + bad} samples cannot be used, the last, of {path}, for: {skipped[-1][1]}"
+                )
+
+    def samples(self, lane: int, skipped: list):
+        """(shard, sample, its generator, position after it) of a lane, for ever."""
+        epoch, start, taken = self.positions.get(lane, (0, 0, 0))
+        while True:
+            order = random.Random(f"{self.seed} {epoch}").sample(self.paths, len(self.paths))[lane :: self.n_lanes]
+            found = False
+            for place, path in enumerate(order[start:], start):
+                chance = random.Random(f"{self.seed} {epoch} {path.name}")
+                for n, sample in enumerate(raw_samples(path, chance, skipped), 1):
+                    found = True
+                    if n > taken:
+                        rng = np.random.default_rng(folder.hashed(self.seed, epoch, path.name, sample["__key__"]))
+                        yield path, sample, rng, (epoch, place, n)
+                taken = 0
+            if not found:
+                raise ValueError(f"there is no sample in {', '.join(path.name for path in order[:3])}: {skipped[-1:]}")
+            epoch, start = epoch + 1, 0
+
+
+def batches(stream: Stream, workers: int = 0):
+    """(images or codes, captions, positions of this process's lanes, what was skipped) of update after update."""
+    count = max(1, min(workers, len(stream.lanes)))
+    parts = iter(DataLoader(stream, batch_size=None, num_workers=count if workers else 0))
+    while True:
+        several = [next(parts) for _ in range(count)]
+        yield Part(
+            torch.cat([part.images for part in several]),
+            [caption for part in several for caption in part.captions],
+            {lane: position for part in several for lane, position in part.positions.items()},
+            [entry for part in several for entry in part.skipped],
+        )
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def write(source: Path, out: Path, per_shard: int = PER_SHARD) -> tuple[int, str]:
+    """Shards of the pictures of a folder (see `data/folder.py`), as they are, with their captions and, as JSON, their keys.
+    Returns how many there are, and what was skipped in words. A shard appears under its name only when it is whole."""
+    from webdataset import TarWriter
+
+    if not source.is_dir():
+        raise ValueError(f"{source} is no folder: expected one with pictures such as fox.jpg and captions, fox.txt")
+    found = folder.find(source)
+    captions, skipped = folder.sort_out(found)
+    folder.check_enough(source, found, skipped)
+    keys = sorted(captions, key=folder.hashed)  # so that a shard holds some of everything
+    for number, start in enumerate(tqdm(range(0, len(keys), per_shard), desc="write", unit="shard")):
+        with replacing(out / f"shard-{number:05d}.tar") as aside, TarWriter(str(aside), mtime=0) as tar:
+            for place, key in enumerate(keys[start : start + per_shard], start):
+                path = found[key][0]
+                ending = path.suffix.lower().lstrip(".")
+                tar.write({
+                    "__key__": f"{place:09d}", ending: path.read_bytes(), "txt": captions[key].encode(),
+                    "json": json.dumps({"key": key}).encode(),
+                })  # fmt: skip
+    return len(keys), folder.summary(found, skipped) if skipped else ""
+
+
+def encode(paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, device: torch.device) -> tuple[int, list]:
+    """Shards of codes beside captions, one for each shard of pictures, so that the transformer trains without the encoder.
+
+    Each picture once, its middle (O: the paper crops anew at every sight). Shards that are there already are left as
+    they are, so that an interrupted command goes on. Returns the pictures encoded now, and [(sample, reason)] skipped.
+    """
+    from webdataset import TarWriter
+
+    check_encoded(out, dvae, missing_is_fine=True)
+    write_json(out / ENCODED, {"dvae": fingerprint(dvae.state_dict())})
+    done, skipped = 0, []
+    for path in tqdm(paths, desc="encode", unit="shard"):
+        if (out / path.name).exists():
+            continue
+        with replacing(out / path.name) as aside, TarWriter(str(aside), mtime=0) as tar:
+            for group in groups_of(usable_in(path, height, width, skipped), 32):
+                images = torch.from_numpy(np.stack([image for _, image, _ in group]))
+                codes = dvae.encode(to_float(images.to(device))).cpu().numpy().astype(np.uint16)
+                for (key, _, caption), grid in zip(group, codes):
+                    tar.write({"__key__": key, "npy": grid, "txt": caption.encode()})
+                done += len(group)
+    return done, skipped
+
+
+def usable_in(path: Path, height: int, width: int, skipped: list):
+    """(key, image, caption) of the usable samples of one shard."""
+    for sample in raw_samples(path, random.Random(0), skipped):
+        try:
+            yield sample["__key__"], image_of(sample, height, width, None), caption_of(sample)
+        except ValueError as reason:
+            skipped.append((f"{path}:{sample['__key__']}", str(reason)))
+
+
+def groups_of(items, size: int):
+    """Lists of `size` items, the last perhaps shorter."""
+    group = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def check_encoded(out: Path, dvae: DVAE, missing_is_fine: bool = False):
+    """Raise ValueError unless the shards of codes in the folder `out` come from this dVAE."""
+    if missing_is_fine and not (out / ENCODED).exists():
+        return
+    if read_json(out / ENCODED).get("dvae") != fingerprint(dvae.state_dict()):
+        raise ValueError(f"the codes in {out} come from another dVAE: encode the pictures again, or give that dVAE")
