@@ -1,0 +1,247 @@
+"""Sharded training with real processes on the CPU (gloo): the same losses as one process, memory as planned, resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+pytest.importorskip("webdataset")
+
+from minidalle.checkpoint import load_run, save_model
+from minidalle.config import DVAEConfig
+from minidalle.data import shapes
+from minidalle.dvae import DVAE
+from minidalle.scale import shards
+from minidalle.train import seed_of
+from minidalle.transformer import DALLE
+
+ROOT = Path(__file__).parent.parent
+UPDATES = 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with pictures in 4 shards, the same as codes, and a dVAE (not trained: what it says does not matter)."""
+    folder = tmp_path_factory.mktemp("world")
+    captions = [f"a photo of a {size} {colour} circle" for size in ("small", "large") for colour in shapes.COLOURS] * 3
+    images = shapes.draw(captions, np.random.default_rng(0), 24)
+    (folder / "pictures").mkdir()
+    for k, (image, caption) in enumerate(zip(images, captions)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"pictures/{k}.png")
+        (folder / f"pictures/{k}.txt").write_text(caption)
+    torch.manual_seed(0)
+    dvae = DVAE(DVAEConfig(codebook_size=20, n_hid=8, n_init=4, n_group=2, n_block=1, input_kernel=3, patch=2)).eval()
+    save_model(folder / "dvae/dvae.safetensors", dvae, dvae.state_dict())
+    shards.write(folder / "pictures", folder / "tars", per_shard=9)
+    shards.encode(shards.find(f"{folder}/tars/*.tar"), folder / "codes", dvae, 24, 24, torch.device("cpu"))
+    return folder
+
+
+def command(world, out, n_processes, *more, shards="codes"):
+    start = [sys.executable] if n_processes == 0 else [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n_processes), "--standalone",
+    ]  # fmt: skip
+    stage = {
+        "updates": UPDATES, "lr_updates": UPDATES, "batch_size": 8, "warmup": 4, "muon_lr": 0, "bpe_dropout": 0.1,
+        "ema_decay": 0.9, "caption_dropout": 0.2, "text_weight": 0.125,
+    }  # fmt: skip
+    return [
+        *start, "-m", "minidalle", "train", "--preset", "tiny", "--shards", f"{world}/{shards}/*.tar", "--dvae", f"{world}/dvae",
+        "--out", str(out), "--device", "cpu", "--train.log_every=1", "--train.save_every=7", "--transformer.text_len=48",
+        "--data.height=24", "--data.width=24", "--data.vocab_size=280", "--transformer.n_layer=2", "--transformer.n_head=2",
+        "--transformer.n_embd=32", *(f"--train.transformer.{key}={value}" for key, value in stage.items()), *more,
+    ]  # fmt: skip
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+def run(*arguments, **options):
+    done = subprocess.run(command(*arguments, **options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    """A run of one process, without torchrun."""
+    run(world, world / "alone", 0)
+    return world / "alone"
+
+
+def assert_same_run(out, reference, tolerance=1e-5):
+    ours, theirs = metrics(out), metrics(reference)
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs] == list(range(1, UPDATES + 1))
+    for one, other in zip(ours, theirs):
+        for key in ("loss", "text", "image", "gradient"):
+            assert one[key] == pytest.approx(other[key], rel=tolerance, abs=tolerance), (one["step"], key)
+    weights, expected = (load_file(path / "transformer.safetensors") for path in (out, reference))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_one_process_learns_and_leaves_a_run_that_draws(alone):
+    losses = [record["loss"] for record in metrics(alone)]
+    assert losses[-1] < losses[0] - 0.5
+    preset, bpe, dvae, model = load_run(alone)
+    assert model.config.text_len == 48 and model.config.n_image == 36 and model.config.vocab_size == len(bpe) == 280
+    assert len(list((alone / "state").iterdir())) == 2
+
+
+def test_two_processes_compute_what_one_computes(world, alone):
+    run(world, world / "two", 2)
+    assert_same_run(world / "two", alone)
+    for name in ("weights.blocks.0.mlp.0.weight", "exp_avg.blocks.0.mlp.0.weight"):  # each process wrote its half
+        files = sorted((world / "two/state/000000020").glob("*.safetensors"))
+        assert [tuple(load_file(file)[name].shape) for file in files] == [(64, 32), (64, 32)]
+
+
+def test_streams_at_a_time_and_recomputing_change_nothing(world, alone):
+    run(world, world / "parts", 0, "--streams", "3", "--no-recompute")
+    assert_same_run(world / "parts", alone)
+
+
+def test_pictures_give_the_losses_of_their_codes(world, alone):
+    run(world, world / "pixels", 2, "--workers", "1", shards="tars")
+    assert (
+        metrics(world / "pixels")[0]["step"] == 1 and metrics(world / "pixels")[-1]["loss"] < metrics(alone)[0]["loss"]
+    )
+
+
+def test_the_loss_of_an_update_is_that_of_the_whole_batch(world, alone):
+    """The first record against the same model and batch by `DALLE.loss`, without any of the sharded code."""
+    from functools import partial
+
+    from minidalle.scale import sharded
+
+    preset, bpe, dvae, trained = load_run(alone)
+    torch.manual_seed(seed_of(0, "transformer", "weights"))
+    model = DALLE(trained.config)
+    stream = shards.Stream(
+        shards.find(f"{world}/codes/*.tar"), 8, partial(sharded.read_codes, model.config), 0, 0, 1, {}
+    )
+    part = next(shards.batches(stream))
+    training = type("T", (), {"stage": preset.train.transformer, "seed": 0, "step": 0, "config": model.config})
+    text, codes = sharded.as_tokens(part, training, bpe, dvae, 0)
+    loss = model.loss(text, codes, text_weight=0.125)
+    first = metrics(alone)[0]
+    assert (first["loss"], first["text"], first["image"]) == pytest.approx([x.item() for x in loss], rel=1e-5)
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+def test_it_goes_on_with_another_number_of_processes(world, alone, before, after):
+    out = world / f"from-{before}-to-{after}"
+    process = subprocess.Popen(
+        command(world, out, before), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: (out / "state/000000007").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    done = len(metrics(out))
+    assert 7 <= done < UPDATES
+    run(world, out, after, "--resume")
+    assert_same_run(out, alone)
+
+
+def test_a_killed_process_stops_the_job_by_name_and_no_update_is_lost_or_repeated(world, alone):
+    out = world / "killed"
+    process = subprocess.Popen(command(world, out, 2), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (out / "state/000000007").exists(), process)
+    os.kill(worker_of_rank(process.pid, 1), signal.SIGKILL)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    assert "process 1 of 2" in said or "rank      : 1" in said, said[-3000:]
+    run(world, out, 2, "--resume")
+    assert_same_run(out, alone)
+
+
+def wait_for(condition, process, seconds=120):
+    start = time.monotonic()
+    while not condition():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert time.monotonic() - start < seconds
+        time.sleep(0.01)
+
+
+def worker_of_rank(parent: int, rank: int) -> int:
+    """The process that torchrun started for this rank, by its environment."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            text, stat = path.read_bytes(), path.with_name("stat").read_text()
+        except OSError:
+            continue
+        if f"\0RANK={rank}\0".encode() in b"\0" + text and int(stat.rpartition(")")[2].split()[1]) == parent:
+            return int(path.parent.name)
+    raise AssertionError("no such process")
+
+
+MEMORY = """
+import dataclasses, sys, torch
+from minidalle.config import load_preset
+from minidalle.scale import plan, sharded
+with sharded.processes("cpu") as (rank, n, device):
+    preset = load_preset("tiny", overrides={"train.transformer.muon_lr": 0})
+    config = dataclasses.replace(preset.transformer, vocab_size=300, rows=6, grid=6, codebook_size=88, n_embd=128, n_head=4)
+    training = sharded.Training(preset, config, device, 0, True)
+    local = lambda tensors: sum(t.to_local().nbytes for t in tensors)
+    p = list(training.model.parameters())
+    text, codes = torch.randint(300, (2, 18)), torch.randint(88, (2, 36))
+    text[:, -1] = -1
+    loss = training.model.loss(text, codes).total.backward()
+    have = {"weights": local(p), "gradients": local(x.grad for x in p), "average": local(training.average.values())}
+    training.update(text, codes, 1)
+    have["moments"] = sum(local((s["exp_avg"], s["exp_avg_sq"])) for s in training.optimizer.state.values())
+    planned = list(plan.state_bytes(config).values())
+    print("BYTES", rank, have["weights"], have["gradients"], have["moments"], have["average"], *(v // n for v in planned))
+"""
+
+
+def test_memory_of_each_process_is_as_planned(tmp_path):
+    (tmp_path / "memory.py").write_text(MEMORY)
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--no-python"]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*start, sys.executable, str(tmp_path / "memory.py")], env=environment, capture_output=True, text=True
+    )
+    lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("BYTES")]
+    assert sorted(line[0] for line in lines) == ["0", "1"], done.stderr[-2000:]
+    for _, *numbers in lines:
+        have, planned = map(int, numbers[:4]), map(int, numbers[4:])
+        for one, other in zip(have, planned):
+            assert one == pytest.approx(other, rel=0.01)  # an odd row falls to one of the two
+
+
+@pytest.mark.parametrize(
+    "more, sentence",
+    [
+        (["--train.transformer.muon_lr=0.02"], "Muon needs whole matrices"),
+        (["--resume"], "holds a run with other settings"),
+        ([], "is not empty: add --resume"),
+    ],
+)
+def test_bad_input_is_one_sentence(world, alone, more, sentence):
+    if "--resume" in more:
+        more = [*more, "--transformer.n_layer=3"]
+    out = world / "muon" if "muon" in str(more) else alone
+    done = subprocess.run(command(world, out, 0, *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_more_processes_than_lanes_is_one_sentence_from_each(world):
+    done = subprocess.run(command(world, world / "many", 3), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (
+        done.returncode != 0 and "4 shards and a batch of 8 make 4 lanes, which 3 processes cannot share" in done.stderr
+    )
