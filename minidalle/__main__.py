@@ -22,8 +22,12 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m minidalle", description="Draw with a trained model.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     every = argparse.ArgumentParser(add_help=False)
-    every.add_argument("--run", type=Path, required=True, help="the folder that train_tiny.py wrote")
+    every.add_argument("--run", type=Path, help="the folder that train_tiny.py wrote")
     every.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    every.add_argument(
+        "--clip",
+        help="what ranks: released:FILE or openclip:FILE, ViT-B/32 as safetensors (default: the run's own CLIP)",
+    )
     drawing = argparse.ArgumentParser(add_help=False)
     drawing.add_argument("-n", type=positive(int), default=9, help="pictures for each caption (default 9)")
     drawing.add_argument("--seed", type=int, default=0, help="picture k has seed SEED + k, whatever n is (default 0)")
@@ -71,6 +75,8 @@ def main(argv: list[str] | None = None):
         parser.error(
             f"unknown argument {unknown[0]!r}{hint}: python -m minidalle {args.verb} --help lists what there is"
         )
+    if args.verb in ("generate", "edit", "rank") and not args.run and not (args.verb == "rank" and args.clip):
+        parser.error(f"{args.verb} needs --run, the folder that train_tiny.py wrote")
     if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
     verb = VERBS[args.verb]
@@ -120,14 +126,14 @@ def draw(args: argparse.Namespace):
     import torch
 
     from minidalle import plots
-    from minidalle.checkpoint import load_clip, load_run
+    from minidalle.checkpoint import load_run
     from minidalle.sequence import tokenize
     from minidalle.train import decode_all, pick_device
 
     device = pick_device(args.device)
     preset, bpe, dvae, model = load_run(args.run)
     check_captions(args.captions, bpe)
-    clip = load_clip(args.run)[1].to(device) if args.rerank else None
+    score = scorer(args, device) if args.rerank else None
     dvae, model = dvae.to(device), model.to(device)
     prefix = top_rows(args, preset, dvae, model.config, device) if args.verb == "edit" else None
     usual = preset.edit if args.verb == "edit" else preset.sample
@@ -141,8 +147,8 @@ def draw(args: argparse.Namespace):
         text = tokenize(bpe, [caption], model.config.text_len)[0]
         images = decode_all(dvae, codes_of(model, text, seeds, prefix, options), device)
         order, scores = range(len(seeds)), None
-        if clip is not None:
-            scores = clip.rank(text.to(device), images)
+        if score is not None:
+            scores = score(caption, images)
             order = scores.argsort(descending=True)[: args.n].tolist()
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
         label = ""
@@ -192,21 +198,47 @@ def top_rows(args: argparse.Namespace, preset, dvae, config, device):
     return dvae.encode(F.pad(image, below, value=1.0)[None])[0, :rows]
 
 
+def scorer(args: argparse.Namespace, device):
+    """What ranks: a function (caption, images (n, 3, height, width) in [0, 1]) -> scores (n,)."""
+    import torch.nn.functional as F
+
+    from minidalle.checkpoint import load_clip
+    from minidalle.scale import released
+    from minidalle.sequence import tokenize
+
+    if args.clip is None:
+        bpe, clip = load_clip(args.run)
+        check_captions(args.captions, bpe)
+        clip = clip.to(device)
+        return lambda caption, images: clip.rank(tokenize(bpe, [caption], clip.config.context)[0].to(device), images)
+    kind, _, file = args.clip.partition(":")
+    if kind not in ("released", "openclip") or not file:
+        raise ValueError(f"--clip must be released:FILE or openclip:FILE, got {args.clip!r}")
+    clip, tokens = released.load_clip(file, Path(file).parent / "tokenizer.json", quick_gelu=kind == "released")
+    clip, size = clip.to(device), (clip.config.height, clip.config.width)
+
+    def score(caption, images):
+        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        return clip.rank(tokens([caption])[0].to(device), images)
+
+    return score
+
+
 def rank_images(args: argparse.Namespace):
     """`rank`: the files with their scores, best first."""
     import torch
 
-    from minidalle.checkpoint import load_clip, load_preset_of
-    from minidalle.sequence import tokenize
+    from minidalle.checkpoint import load_preset_of
     from minidalle.train import pick_device
 
     device = pick_device(args.device)
-    bpe, clip = load_clip(args.run)
-    check_captions(args.captions, bpe)
-    drawn = load_preset_of(args.run).data
-    images = torch.stack([read_picture(path, device, (drawn.height, drawn.width)) for path in args.images])
-    text = tokenize(bpe, args.captions, clip.config.context)[0].to(device)
-    scores = clip.to(device).rank(text, images).tolist()
+    score = scorer(args, device)
+    if args.run:
+        drawn = load_preset_of(args.run).data
+        images = [read_picture(path, device, (drawn.height, drawn.width)) for path in args.images]
+    else:
+        images = [read_middle(path, device) for path in args.images]
+    scores = score(args.captions[0], torch.stack(images)).tolist()
     for score, path in sorted(zip(scores, args.images), key=lambda pair: -pair[0]):
         print(f"{score:6.3f}  {path}")
 
@@ -280,6 +312,22 @@ def read_picture(path: Path, device, *sizes: tuple[int, int]):
     from minidalle.train import to_float
 
     return to_float(torch.from_numpy(read(path, *sizes)).to(device))
+
+
+def read_middle(path: Path, device, side: int = 224):
+    """(3, side, side) float32 in [0, 1], the largest square in the middle of the picture, averaged down or enlarged."""
+    import torch
+
+    from minidalle.data import folder
+    from minidalle.train import to_float
+
+    try:
+        folder.check_header(path, aspect=float("inf"))
+        picture = folder.decode(path, least=side)
+    except ValueError as reason:
+        raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
+    middle = folder.view_box(picture.size, side, side, None)
+    return to_float(torch.from_numpy(folder.cut(picture, middle, side, side)).to(device))
 
 
 def check_captions(captions: list[str], bpe):

@@ -12,11 +12,14 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+from minidalle.__main__ import main
 from minidalle.clip import PIXEL_MEAN, PIXEL_STD
 from minidalle.scale import released
 
@@ -353,3 +356,34 @@ def test_a_pickle_is_read_from_bytes_alone():
         with pytest.raises(ValueError, match="neither a tensor nor"):
             read.find_class(module, name)
     assert issubclass(read.find_class("dall_e.encoder", "Encoder"), released.Inert)
+
+
+def test_it_ranks_pictures_and_drawings(clip_file, vocabulary, tmp_path, capsys):
+    (clip_file[0].parent / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+    paths = []
+    for k, size in enumerate([(300, 200), (64, 64), (40, 90)]):
+        paths.append(tmp_path / f"{k}.png")
+        Image.effect_noise(size, 20 + 60 * k).convert("RGB").save(paths[-1])
+    main(["rank", "a cat", *map(str, paths), "--clip", f"released:{clip_file[0]}"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert sorted(path for _, path in lines) == sorted(map(str, paths))
+    clip, tokenize = released.load_clip(*clip_file[:1], vocabulary)
+    square = np.asarray(Image.open(paths[0]).crop((50, 0, 250, 200)).resize((224, 224), Image.Resampling.BICUBIC))
+    wanted = clip.rank(tokenize(["a cat"])[0], torch.from_numpy(square.copy()).permute(2, 0, 1)[None] / 255)
+    assert dict((path, float(score)) for score, path in lines)[str(paths[0])] == pytest.approx(wanted.item(), abs=2e-3)
+
+    weights = Path(__file__).parent.parent / "lessons/weights"
+    ranked = ["--rerank", "3", "-n", "2", "--clip", f"openclip:{clip_file[0]}", "--out", str(tmp_path / "out")]
+    main(["generate", "a photo of a red circle above a blue square", "--run", str(weights), *ranked])
+    scores = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines() if "seed" in line]
+    assert len(scores) == 2 and scores[0] >= scores[1] and len(list((tmp_path / "out").glob("*seed*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    "clip, sentence", [("x", "must be released:FILE"), ("released:", "must be"), ("released:no", "not exist")]
+)
+def test_a_bad_clip_is_one_sentence(clip, sentence, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["rank", "a cat", str(tmp_path / "a.png"), "--clip", clip])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in said and said.count("\n") == 1
