@@ -58,7 +58,9 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     device = pick_device(args.device)
     preset = load_preset(args.preset, args.data, settings, args.budget)
     if preset.name.startswith("dalle"):
-        raise ValueError(f"--preset {preset.name} is for many GPUs: this program trains tiny or small")
+        raise ValueError(
+            f"--preset {preset.name} is for many GPUs: python -m minidalle train takes it, this program tiny or small"
+        )
     if args.until and preset.data.name not in evaluate.WORLDS:
         raise ValueError(f"--until needs drawings that the oracle can read: --data shapes or scenes, got {args.data}")
     if args.until and (args.resume or (args.out.is_dir() and any(args.out.iterdir()))):

@@ -56,7 +56,8 @@ def execute(notebook, name: str):
     from nbclient.exceptions import CellExecutionError
 
     try:
-        NotebookClient(notebook, timeout=LIMIT, resources={"metadata": {"path": str(LESSONS)}}).execute()
+        where = {"metadata": {"path": str(LESSONS)}}
+        NotebookClient(notebook, timeout=LIMIT, resources=where, coalesce_streams=True).execute()
     except CellExecutionError as error:
         raise ValueError(f"{name} does not run: {error}") from None
 

@@ -19,7 +19,7 @@ def pictures(rows, titles=None, labels=None, size: float = 1.1):
     each = titles if titles and isinstance(titles[0], (list, tuple)) else [titles]
     lines = max([str(t).count("\n") + 1 for row in each for t in row or []], default=0)
     wide = size * columns + 0.075 * max((len(line) for label in labels or [] for line in label.split("\n")), default=0)
-    tall = size * height / width + 0.16 * lines * (len(each) if len(each) == len(rows) else 1 / len(rows)) + 0.06
+    tall = size * height / width + 0.16 * lines * len(each) / len(rows) + 0.06
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(wide, tall * len(rows)), layout="constrained", squeeze=False
     )

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 LESSONS = Path(__file__).parent.parent / "lessons"
 SOURCES = sorted(LESSONS.glob("[0-9][0-9]_*.py"))
+TRITON = ("10", "11")  # lessons whose exercises need it
 sys.path[:0] = [str(LESSONS), str(Path(__file__).parent)]
 
 NUMBERS = [source.name[:2] for source in SOURCES]
@@ -30,7 +32,12 @@ def checks_of(number: str) -> dict:
     return functions(importlib.import_module(f"checks.lesson{number}"), "check_")
 
 
-EXERCISES = [(number, name) for number in NUMBERS for name in checks_of(number)]
+NO_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: it is for Linux alone")
+EXERCISES = [
+    pytest.param(number, name, marks=NO_TRITON if number in TRITON else ())
+    for number in NUMBERS
+    for name in checks_of(number)
+]
 
 
 def wrong_answers(number: str, exercise: str) -> dict:
