@@ -1,11 +1,13 @@
 """Sharded training with real processes on the CPU (gloo): the same losses as one process, memory as planned, resuming."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,10 @@ from safetensors.torch import load_file
 pytest.importorskip("webdataset")
 
 from minidalle.checkpoint import load_run, save_model
-from minidalle.config import DVAEConfig
+from minidalle.config import DVAEConfig, load_preset
 from minidalle.data import shapes
 from minidalle.dvae import DVAE
-from minidalle.scale import shards
-from minidalle.train import seed_of
+from minidalle.scale import sharded, shards
 from minidalle.transformer import DALLE
 
 ROOT = Path(__file__).parent.parent
@@ -123,22 +124,28 @@ def test_pictures_give_the_losses_of_their_codes(world, alone):
 
 def test_the_loss_of_an_update_is_that_of_the_whole_batch(world, alone):
     """The first record against the same model and batch by `DALLE.loss`, without any of the sharded code."""
-    from functools import partial
-
-    from minidalle.scale import sharded
-
     preset, bpe, dvae, trained = load_run(alone)
-    torch.manual_seed(seed_of(0, "transformer", "weights"))
-    model = DALLE(trained.config)
+    with sharded.processes("cpu") as (_, _, device):
+        first = sharded.Training(preset, trained.config, device, 0, True)
+        model = DALLE(trained.config)
+        model.load_state_dict(sharded.whole(first.model.state_dict()))
     stream = shards.Stream(
         shards.find(f"{world}/codes/*.tar"), 8, partial(sharded.read_codes, model.config), 0, 0, 1, {}
     )
-    part = next(shards.batches(stream))
-    training = type("T", (), {"stage": preset.train.transformer, "seed": 0, "step": 0, "config": model.config})
-    text, codes = sharded.as_tokens(part, training, bpe, dvae, 0)
+    text, codes = sharded.as_tokens(next(shards.batches(stream)), first, bpe, dvae, 0)
     loss = model.loss(text, codes, text_weight=0.125)
-    first = metrics(alone)[0]
-    assert (first["loss"], first["text"], first["image"]) == pytest.approx([x.item() for x in loss], rel=1e-5)
+    record = metrics(alone)[0]
+    assert (record["loss"], record["text"], record["image"]) == pytest.approx([x.item() for x in loss], rel=1e-5)
+
+
+def test_the_first_weights_are_those_of_the_model():
+    preset = load_preset("tiny", overrides={"train.transformer.muon_lr": 0})
+    config = dataclasses.replace(preset.transformer, n_layer=4, n_embd=128, n_head=4, vocab_size=300, codebook_size=88)
+    with sharded.processes("cpu") as (_, _, device):
+        ours = sharded.whole(sharded.Training(preset, config, device, 0, True).model.state_dict())
+    for name, value in DALLE(config).state_dict().items():
+        assert ours[name].mean() == pytest.approx(value.mean().item(), abs=0.003), name
+        assert ours[name].std() == pytest.approx(value.std().item(), rel=0.15, abs=1e-8), name
 
 
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -105,6 +105,29 @@ def shard(model: DALLE, device: torch.device, recompute: bool) -> DALLE:
         fully_shard(block, mesh=mesh, **how)
     fully_shard(model, mesh=mesh, **how)
     register_fsdp_forward_method(model, "loss")  # it is what we call in place of `forward`
+    return model
+
+
+@torch.no_grad()
+def initialise(model: DALLE, device: torch.device, seed: int) -> DALLE:
+    """Give a model on the meta device, already in shards, memory on `device` and its first weights, as `DALLE` does.
+
+    One tensor at a time is drawn whole, from a generator of its own, and each process keeps its part of it: so the weights do
+    not depend on how many processes there are, and none ever holds all of them.
+    """
+    model.to_empty(device=device)
+    for name, p in model.named_parameters():
+        if "ln_" in name and name.endswith("weight"):
+            full = torch.ones(p.shape)
+        elif name.endswith("bias"):
+            full = torch.zeros(p.shape)
+        else:
+            adds_up = name.endswith(("attn.proj.weight", "mlp.2.weight"))  # into the residual stream
+            std = 0.02 / (2 * model.config.n_layer) ** 0.5 if adds_up else 0.02
+            generator = torch.Generator().manual_seed(seed_of(seed, "transformer", name))
+            full = torch.randn(p.shape, generator=generator) * std
+        part = distribute_tensor(full.to(device), p.device_mesh, p.placements, src_data_rank=None)
+        p.to_local().copy_(part.to_local())
     return model
 
 
