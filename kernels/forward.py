@@ -168,7 +168,7 @@ def key_tiles(
 
 @triton.jit
 def softmax_tile(l, m, s, scale):
-    """Fold a tile of scores into (l, m). Returns what they become, the tile's p, and by what all before it shrinks."""
+    """Fold a tile of scores into (l, m). Returns what they become, the tile's p, and the factor that all before it shrinks by."""
     larger = tl.maximum(m, tl.max(s, 1) * scale)  # (BLOCK_M,)
     p = tl.math.exp2(s * scale - larger[:, None])
     shrink = tl.math.exp2(m - larger)

@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None):
         "--rerank", type=positive(int), help="draw so many, keep the n that CLIP likes best (default: off)"
     )
     drawing.add_argument("--out", type=Path, help="folder for the PNGs (default RUN/generated or RUN/edited)")
+    drawing.add_argument("--upscale", type=positive(int), default=1, help="pixels as so many by so many (default 1)")
+    drawing.add_argument("--gif", action="store_true", help="also save how each picture was drawn, code by code")
+    drawing.add_argument("--no-mark", action="store_true", help="leave out the strip that says it was generated")
+    drawing.add_argument("--key", type=Path, help="an Ed25519 private key (PEM) to sign the pictures with")
 
     generate = verbs.add_parser("generate", parents=[every, drawing], help="draw pictures from captions")
     generate.add_argument("captions", nargs="+", metavar="CAPTION")
@@ -64,6 +68,13 @@ def main(argv: list[str] | None = None):
     rank.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="pictures of the shape that the run draws, of any size"
     )
+    checking = verbs.add_parser(
+        "verify",
+        help="is a picture as minidalle wrote it?",
+        description="Prints one sentence. Exit code 0: intact, 1: altered, 2: that cannot be said.",
+    )
+    checking.add_argument("image", type=Path, metavar="IMAGE")
+    checking.add_argument("--public-key", help="64 hexadecimal digits: the key that it has to be signed with")
     at_scale(verbs)
     args, unknown = parser.parse_known_args(argv)
     settings = {}
@@ -126,8 +137,9 @@ def draw(args: argparse.Namespace):
     import torch
 
     from minidalle import plots
-    from minidalle.checkpoint import load_run
+    from minidalle.checkpoint import fingerprint, load_run
     from minidalle.sequence import tokenize
+    from minidalle.studio import provenance
     from minidalle.train import decode_all, pick_device
 
     device = pick_device(args.device)
@@ -141,11 +153,13 @@ def draw(args: argparse.Namespace):
         name: getattr(usual, name) if getattr(args, name) is None else getattr(args, name)
         for name in ("temperature", "top_k", "top_p", "guidance")
     }
+    model_hash = fingerprint(model.state_dict())
     out = args.out or args.run / ("edited" if args.verb == "edit" else "generated")
     seeds, rows = range(args.seed, args.seed + (args.rerank or args.n)), []
     for number, caption in enumerate(args.captions, start=1):
         text = tokenize(bpe, [caption], model.config.text_len)[0]
-        images = decode_all(dvae, codes_of(model, text, seeds, prefix, options), device)
+        codes = codes_of(model, text, seeds, prefix, options)
+        images = decode_all(dvae, codes, device)
         order, scores = range(len(seeds)), None
         if score is not None:
             scores = score(caption, images)
@@ -154,7 +168,11 @@ def draw(args: argparse.Namespace):
         label = ""
         for k in order:
             path = out / f"{number:02d}-{slug}-seed{seeds[k]}.png"
-            plots.save_png(path, images[k])
+            facts = {"prompt": caption, "seed": seeds[k], "options": options, "verb": args.verb, "model": model_hash}
+            provenance.save(path, images[k], facts, not args.no_mark, args.upscale, args.key)
+            if args.gif:
+                given = 0 if prefix is None else len(prefix)
+                plots.save_gif(path.with_suffix(".gif"), frames_of(dvae, codes[k], given), args.upscale)
             if scores is not None:
                 print(f"{scores[k]:6.3f}  {path}")
         if scores is not None:
@@ -182,6 +200,33 @@ def codes_of(model, text, seeds, prefix, options):
                 on_token=lambda cell, codes: bar.update(len(codes)), **options,
             ))  # fmt: skip
     return torch.cat(parts)
+
+
+def frames_of(dvae, codes, given: int):
+    """A picture (rows, grid) as it is drawn, code after code behind the first `given` rows: (frames, 3, height, width). What is not yet drawn
+    is grey, and the decoder does not know it."""
+    import torch
+    import torch.nn.functional as F
+
+    step, grid = dvae.config.downsample, codes.shape[1]
+    one_hot = F.one_hot(codes, dvae.config.codebook_size).permute(2, 0, 1).float()  # (K, rows, grid)
+    every, frames = max(1, codes.numel() // 128), []  # at most about 128 frames
+    for n in [*range(given * grid, codes.numel(), every), codes.numel()]:
+        known = (torch.arange(codes.numel(), device=codes.device) < n).view_as(codes)  # (rows, grid)
+        with torch.no_grad():
+            picture = dvae.paint((one_hot * known)[None])[0]
+        seen = known.repeat_interleave(step, 0).repeat_interleave(step, 1)
+        frames.append(torch.where(seen, picture, 0.85).cpu())
+    return torch.stack(frames)
+
+
+def verify_picture(args: argparse.Namespace):
+    """`verify`: see studio/provenance.py."""
+    from minidalle.studio import provenance
+
+    code, sentence = provenance.verify(args.image, args.public_key)
+    print(sentence)
+    raise SystemExit(code)
 
 
 def top_rows(args: argparse.Namespace, preset, dvae, config, device):
@@ -305,13 +350,14 @@ def dvae_from(source: str):
 
 
 def read_picture(path: Path, device, *sizes: tuple[int, int]):
-    """(3, height, width) float32 in [0, 1], resized to the one of the sizes (height, width) that has its shape."""
+    """(3, height, width) float32 in [0, 1], without our mark, resized to the one of the sizes (height, width) whose shape it has."""
     import torch
 
     from minidalle.data.folder import read
+    from minidalle.studio.provenance import without_mark
     from minidalle.train import to_float
 
-    return to_float(torch.from_numpy(read(path, *sizes)).to(device))
+    return to_float(torch.from_numpy(read(path, *sizes, prepare=without_mark)).to(device))
 
 
 def read_middle(path: Path, device, side: int = 224):
@@ -319,11 +365,12 @@ def read_middle(path: Path, device, side: int = 224):
     import torch
 
     from minidalle.data import folder
+    from minidalle.studio.provenance import without_mark
     from minidalle.train import to_float
 
     try:
         folder.check_header(path, aspect=float("inf"))
-        picture = folder.decode(path, least=side)
+        picture = without_mark(folder.decode(path, least=side))
     except ValueError as reason:
         raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
     middle = folder.view_box(picture.size, side, side, None)
@@ -345,7 +392,7 @@ def check_captions(captions: list[str], bpe):
 
 
 VERBS = {
-    "generate": draw, "edit": draw, "rank": rank_images,
+    "generate": draw, "edit": draw, "rank": rank_images, "verify": verify_picture,
     "plan": print_plan, "shards": write_shards, "encode": encode_shards, "train": train_sharded,
 }  # fmt: skip
 WITH_SETTINGS = ("plan", "encode", "train")  # these take --transformer.n_layer=4 and the like

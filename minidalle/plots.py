@@ -44,10 +44,13 @@ def to_array(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def save_png(path: Path, image: torch.Tensor):
-    """One picture (3, height, width) as a PNG of its own size."""
+def save_gif(path: Path, frames: torch.Tensor, upscale: int = 1, seconds: float = 4.0):
+    """frames (n, 3, height, width) in [0, 1] as an animation of so many seconds, which stays at its last frame for two."""
+    pictures = [Image.fromarray(a.repeat(upscale, 0).repeat(upscale, 1)) for a in to_array(frames)]
+    each = max(20, round(1000 * seconds / len(pictures) / 10) * 10)  # milliseconds, in steps of 10
     with replacing(path) as aside:
-        Image.fromarray(to_array(image[None])[0]).save(aside)
+        durations = [each] * (len(pictures) - 1) + [2000]
+        pictures[0].save(aside, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
 def strip(images: torch.Tensor, gap: int = 2) -> np.ndarray:

@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 import re
+import resource
 import sys
 import types
 import warnings
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -217,44 +219,100 @@ def test_the_same_pickles_do_act_when_loaded_as_usual(tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-def test_sizes_are_bounded_before_memory_is_taken(tmp_path):
-    module = nn.Linear(4, 4)
-    for name, number in (("huge", 2**60), ("negative", -4), ("zero", 0)):
-        path = tmp_path / f"{name}.zip"
-        torch.save(module, path)
-        with zipfile.ZipFile(path) as archive:
-            parts = {info.filename: archive.read(info) for info in archive.infolist()}
-        data = next(n for n in parts if n.endswith("data.pkl"))
-        parts[data] = pickle.dumps(Storage(number), protocol=2)
-        with zipfile.ZipFile(path, "w") as archive:
-            for part, content in parts.items():
-                archive.writestr(part, content)
-        with pytest.raises(ValueError, match="cannot be read"):
-            released.module_tensors(path)
+class Described:
+    """Pickled with `Pickles`, a tensor of a storage that the file does not have."""
+
+    def __init__(self, storage, offset, size, stride):
+        self.parts = storage, offset, size, stride
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (*self.parts, False, {})
+
+
+class Numbers(NamedTuple):
+    key: str
+    count: int
+
+
+class Pickles(pickle.Pickler):
+    def persistent_id(self, value):
+        return ("storage", torch.FloatStorage, value.key, "cpu", value.count) if isinstance(value, Numbers) else None
+
+
+def archive_of(path: Path, value, storage: bytes = b"\0" * 16) -> Path:
+    """A file in torch's format whose module has `value` as its only parameter, and one storage, "0"."""
+    module, file = nn.Identity(), io.BytesIO()
+    module.__dict__["_parameters"] = {"w": value}
+    Pickles(file, protocol=2).dump(module)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", file.getvalue())
+        archive.writestr("archive/data/0", storage)
+    return path
+
+
+def test_a_described_tensor_is_read(tmp_path):
+    data = np.arange(4, dtype=np.float32).tobytes()
+    path = archive_of(tmp_path / "a.zip", Described(Numbers("0", 4), 1, (3,), (1,)), data)
+    assert released.module_tensors(path)["w"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "storage, offset, size, stride",
+    [
+        (Numbers("0", 2**60), 0, (2**60,), (1,)), (Numbers("0", 4), 2, (4,), (1,)), (Numbers("0", 4), 0, (10**8,), (0,)),
+        (Numbers("0", -4), 0, (1,), (1,)), (Numbers("0", 0), 0, (0,), (1,)), (Numbers("0", 4), -1, (1,), (1,)),
+        (Numbers("0", 8), 0, (8,), (1,)), (Numbers("1", 4), 0, (4,), (1,)), (Numbers("0", 4), 0, (4, 1), (1,)),
+        ("no storage", 0, (1,), (1,)), (Numbers("0", 4), 0, (2.0,), (1,)), (Numbers("0", 4), 0, "ab", (1, 1)),
+    ],
+)  # fmt: skip
+def test_sizes_are_checked_before_memory_is_taken(tmp_path, storage, offset, size, stride):
+    path = archive_of(tmp_path / "a.zip", Described(storage, offset, size, stride))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="cannot be read"):
+        released.module_tensors(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+def test_bombs_of_other_kinds_are_refused(tmp_path):
     bomb = tmp_path / "bomb.zip"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
     with pytest.raises(ValueError, match="compressed"):
         released.module_tensors(bomb)
-    deep = tmp_path / "deep.pkl"
-    deep.write_bytes(b"(" * 2_000_000 + b".")
+    tower = nn.Identity()  # twenty levels of ten children that are all the same one
+    for _ in range(20):
+        above = nn.Identity()
+        above.__dict__["_modules"] = {str(k): tower for k in range(10)}
+        tower = above
+    torch.save(tower, tmp_path / "tower.pkl")
+    with pytest.raises(ValueError, match="too many"):
+        released.module_tensors(tmp_path / "tower.pkl")
+    (tmp_path / "deep.pkl").write_bytes(b"(" * 2_000_000 + b".")
     with pytest.raises(ValueError, match="cannot be read"):
-        released.module_tensors(deep)
+        released.module_tensors(tmp_path / "deep.pkl")
+    (tmp_path / "memo.pkl").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")  # a memo of 2^31 places
+    with pytest.raises(ValueError, match="cannot be read"):
+        released.module_tensors(tmp_path / "memo.pkl")
 
 
-class Storage:
-    def __init__(self, number):
-        self.number = number
+def test_no_state_is_given_to_what_is_not_inert(tmp_path):
+    names = ["torch._utils\n_rebuild_parameter", "collections\nOrderedDict", "__builtin__\nset", "torch\nFloatStorage"]
+    for number, name in enumerate(names):
+        path = tmp_path / f"{number}.pkl"
+        path.write_bytes(f"c{name}\n(S'changed'\nI1\ndb.".encode())
+        with pytest.raises(ValueError, match="it gives a state to"):
+            released.module_tensors(path)
+    assert not any(hasattr(builder, "changed") for builder in released.KNOWN.values())
+    path = archive_of(tmp_path / "t.zip", Stateful())
+    with pytest.raises(ValueError, match="it gives a state to View"):
+        released.module_tensors(path)
+
+
+class Stateful:
+    """Pickled, a tensor that is given a state, which torch.Tensor would take for another size."""
 
     def __reduce__(self):
-        return torch._utils._rebuild_tensor_v2, (torch.zeros(1), 0, (self.number,), (1,), False, {})
-
-
-def test_a_view_outside_its_storage_is_refused():
-    with pytest.raises(RuntimeError):
-        released.tensor_of(torch.zeros(4), 2, (4,), (1,))
-    with pytest.raises(ValueError, match="a tensor must be made of a storage"):
-        released.tensor_of("no storage", 0, (1,), (1,))
+        return torch._utils._rebuild_tensor_v2, (Numbers("0", 4), 0, (4,), (1,), False, {}), {"size": 10**6}
 
 
 # --- CLIP ----------------------------------------------------------------------------------------------------------
@@ -343,9 +401,8 @@ def test_bad_clip_files_are_named(clip_file, vocabulary, tmp_path):
         released.load_clip(clip_file[0], tmp_path / "other.json")
 
 
-def test_a_pickle_is_read_from_bytes_alone():
-    """No name that KNOWN or INERT allow reaches a function that does more than build a value."""
-    read = released.Weights(io.BytesIO(b""), None)
+def test_only_known_names_are_found():
+    read = released.Weights(io.BytesIO(b""))
     for module, name in (
         ("os", "system"),
         ("torch", "load"),

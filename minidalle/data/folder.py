@@ -23,6 +23,7 @@ import math
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -121,16 +122,16 @@ def decode(path: Path | BinaryIO, least: int) -> Image.Image:
         raise ValueError("does not decode") from None
 
 
-def read(path: Path, *sizes: tuple[int, int]) -> np.ndarray:
+def read(path: Path, *sizes: tuple[int, int], prepare: Callable = lambda picture: picture) -> np.ndarray:
     """One picture by itself, resized to the first of the sizes (height, width) whose shape it has, to 2 %: (3, height,
-    width) uint8. Raises ValueError, naming it, where it is missing, does not decode, or has none of these shapes."""
+    width) uint8. prepare(picture) -> the picture that is meant, such as without a strip below it. Raises ValueError, naming it, where it is missing, does not decode, or has none of these shapes."""
     if not path.is_file():
         raise ValueError(f"{path} is no file: give the path of a picture")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, as in `load`
         try:
             check_header(path, aspect=math.inf)
-            picture = decode(path, least=MAX_PIXELS)  # as large as it is
+            picture = prepare(decode(path, least=MAX_PIXELS))  # as large as it is
         except ValueError as reason:
             raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
     across, down = picture.size

@@ -1,0 +1,1 @@
+"""Drawing with a trained model: what a picture says of its origin (provenance.py)."""
