@@ -48,12 +48,16 @@ for caption in captions:
 pictures(rows, labels=[textwrap.fill(caption, 32) for caption in captions])
 
 # %% [markdown]
-# Three rows of four small pictures. In each row all four show what the caption says, and no two are quite the same: the
-# objects stand a little higher or lower.
+# Three rows of four small pictures. In each row all four show what the caption says, and most differ: the objects stand
+# a little higher or lower, or more to one side. Two of the last row happen to be the same picture; drawing twice may do
+# that.
 #
 # That is the first thing to know about a language model for pictures. It does not look a picture up, and it
-# does not compute *the* picture. It **samples** one. So two runs differ, unless they start from the same seed.
-# And nothing promises that a sample is right. It is right as often as the model is good.
+# does not compute *the* picture. It **samples** one. So two runs differ as a rule, unless they start from the same
+# seed. And nothing promises that a sample is right. It is right as often as the model is good.
+#
+# All drawings of this model are sampled with the unlikely codes cut off, and with the caption counted for more than it
+# would be by itself (lesson 08; our own choice, not the paper's).
 
 # %% [markdown]
 # ## A picture as a sentence
@@ -107,9 +111,9 @@ print(example)
 strip(example, COLOURS, [SHOWN[token] for token in example])
 
 # %% [markdown]
-# The stream as a strip of seven cells: two grey words, the dark separator, then the picture's cells: orange, orange,
-# white, white. The separator tells the model that the caption is over. The paper's stream is the same, with
-# 256 cells of text and 1024 of picture. Lesson 05 builds it.
+# The stream as a strip of seven cells: two grey words, the darker separator, then the picture's cells: orange, orange,
+# white, white. The separator tells the model that the caption is over. The paper's stream has 256 cells of text and
+# 1024 of picture; where our separator stands in it is our own choice (lesson 05).
 
 # %% [markdown]
 # ## A model that counts
@@ -195,7 +199,8 @@ beginning = [3, 5, SEP, 7, 7]
 print(Counter(tuple(SHOWN[t] for t in sample(counts, beginning, 7, random.Random(i))[5:]) for i in range(1000)))
 
 # %% [markdown]
-# The blue cell is in the lower half, on either side about equally often. It can no longer be above.
+# The blue cell is in the lower half; it can no longer be above. It is at the right more often: the table has seen only
+# 134 such beginnings, and their accidental imbalance is part of the model.
 
 # %% [markdown]
 # ## How good is a model? The loss
@@ -288,15 +293,18 @@ except LookupError as error:
 # does not: to it, two beginnings are the same or they have nothing in common.
 #
 # Nor would a larger table do. Our stream has 7 tokens. The paper's has 1280, and there are $8192^{1024}$ pictures alone.
-# No beginning is ever met twice. What is needed is a function that treats *like* beginnings alike, learned from
-# examples. That function is the **transformer** of lessons 06 and 07. The rest stays as it is here.
+# Hardly any beginning of a picture is ever met twice. What is needed is a function that treats *like* beginnings alike,
+# learned from examples. That function is the **transformer** of lessons 06 and 07. The rest stays as it is here.
 
 # %% [markdown]
 # ## The real thing
 #
-# Here is our trained transformer at the very same task. `model(text, image)` returns a row of logits for every
-# place: 64 numbers whose softmax says how likely each code is there. The text goes in with −1 where there is no
-# word, and its last column, always −1, is [SEP]. Lesson 05 explains why.
+# Here is our trained transformer at the very same task. `model(text, image)` returns two tables of logits: 324 numbers
+# for each place of the text that is predicted, one for each token of the vocabulary, and 64 for each cell of the
+# picture. We need the second: the softmax of a row says how likely each code is in that cell. (Lesson 07 explains why
+# 30 of the 32 places of the text are predicted.)
+#
+# The text goes in with −1 where there is no word, and its last column, always −1, is [SEP]. Lesson 05 explains why.
 
 # %%
 text = tokenize(bpe, [captions[2]], model.config.text_len)  # (1, 32), the caption that `codes` was drawn for
@@ -328,8 +336,11 @@ pictures([dvae.decode(drawn)])
 
 # %% [markdown]
 # Eight small pictures: green things above red squares. Most of the green things are crosses; look for those that
-# are not. Held-out combinations are drawn right in 86 % of cases, training captions in 95 % (`weights/results.json`,
-# tiny and synthetic, seed 0).
+# are not.
+#
+# Of drawings of held-out combinations 86 % are right (`pairs` in `weights/results.json`), of training captions 95 %
+# (`seen`). Two more combinations are held out to make choices on, and of these only 69 % are right (`tuning`). All this
+# is tiny and synthetic, seed 0.
 #
 # **Read now:** [`train_tiny.py`](../train_tiny.py), the whole project on one page, and `generate` in
 # [`minidalle/sample.py`](../minidalle/sample.py). You will recognise the loop.
@@ -339,7 +350,7 @@ pictures([dvae.decode(drawn)])
 #
 # 1. A picture is spelled in codes. Behind its caption, it is one stream of tokens.
 # 2. By the chain rule, predicting each next token well is all there is to learn.
-# 3. The model samples. Two runs differ, and nothing promises that a sample is right.
+# 3. The model samples. Two runs differ as a rule, and nothing promises that a sample is right.
 # 4. Finishing a picture is the same as drawing one, with a longer beginning.
 # 5. A table of counts cannot draw what it has not seen. A network that treats like beginnings alike can.
 #

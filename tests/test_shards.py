@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 import tarfile
 
 import numpy as np
@@ -96,7 +95,7 @@ def test_other_seeds_are_other_batches(folder):
 
 
 def test_lanes_follow_from_shards_and_batch():
-    assert shards.lanes_of(100, 1024) == 64 and shards.lanes_of(3, 1024) == 2
+    assert shards.lanes_of(100, 1024) == 64 and shards.lanes_of(3, 1024) == 2 and shards.lanes_of(5000, 1024) == 1024
     assert shards.lanes_of(10, 12) == 6 and shards.lanes_of(1, 12) == 1 and shards.lanes_of(500, 1000) == 50
 
 
@@ -190,7 +189,7 @@ def test_a_folder_becomes_shards_and_comes_back(pictures, tmp_path, capsys):
     said = capsys.readouterr()
     assert "7 pictures in 3 shards" in said.out and "1 × no caption file ('alone.png')" in said.err
     paths = shards.find(f"{tmp_path}/out/shard-{{00000..00002}}.tar")
-    samples = [sample for path in paths for sample in shards.raw_samples(path, random.Random(0), [])]
+    samples = [sample for path in paths for sample in shards.raw_samples(path, [])]
     assert len({sample["__key__"] for sample in samples}) == 7
     for sample in samples:
         level = int(shards.caption_of({"txt": sample["txt"]}).split()[1])
@@ -207,10 +206,8 @@ def test_codes_in_shards_are_those_of_the_dvae(pictures, tmp_path, capsys):
     assert shards.encode(paths, tmp_path / "codes", dvae, 16, 16, device)[0] == 7
     assert shards.encode(paths, tmp_path / "codes", dvae, 16, 16, device)[0] == 0  # all there already
     for path in paths:
-        images = {
-            s["__key__"]: shards.image_of(s, 16, 16, None) for s in shards.raw_samples(path, random.Random(0), [])
-        }
-        for sample in shards.raw_samples(tmp_path / "codes" / path.name, random.Random(1), []):
+        images = {s["__key__"]: shards.image_of(s, 16, 16, None) for s in shards.raw_samples(path, [])}
+        for sample in shards.raw_samples(tmp_path / "codes" / path.name, []):
             image = torch.from_numpy(images[sample["__key__"]])[None].float() / 255
             assert np.array_equal(shards.codes_of(sample, 4, 4, 12), dvae.encode(image)[0].numpy())
             for wrong in ((4, 4, 3), (2, 8, 12)):
@@ -219,11 +216,39 @@ def test_codes_in_shards_are_those_of_the_dvae(pictures, tmp_path, capsys):
     shards.check_encoded(tmp_path / "codes", dvae)
     with pytest.raises(ValueError, match="come from another dVAE"):
         shards.check_encoded(tmp_path / "codes", DVAE(config))
-    evil = io.BytesIO()
+    for wrong in ((DVAE(config), 16), (dvae, 24)):
+        with pytest.raises(ValueError, match="codes of another dVAE or another size"):
+            shards.encode(paths, tmp_path / "codes", wrong[0], wrong[1], wrong[1], device)
+    for more, out in ((paths + paths, "new"), (paths, "tars")):
+        with pytest.raises(ValueError, match="different names, and another folder"):
+            shards.encode(more, tmp_path / out, dvae, 16, 16, device)
+
+
+def test_broken_codes_are_a_reason_to_skip():
+    evil, small = io.BytesIO(), io.BytesIO()
     np.save(evil, np.array([print], dtype=object), allow_pickle=True)
-    for data in (evil.getvalue(), b"", b"\x93NUMPY"):
-        with pytest.raises(ValueError, match="its codes are broken"):
+    np.save(small, np.zeros((4, 4), np.uint16))
+    huge = small.getvalue().replace(b"(4, 4), }  ", b"(10**13,), }"[:11])
+    for data in (evil.getvalue(), b"", b"\x93NUMPY", b"PK\x03\x04junk", small.getvalue()[:-1], huge):
+        with pytest.raises(ValueError, match="its codes are not 4 x 4"):
             shards.codes_of({"npy": data}, 4, 4, 12)
+    assert (shards.codes_of({"npy": small.getvalue()}, 4, 4, 12) == 0).all()
+    with pytest.raises(ValueError, match="no codes"):
+        shards.codes_of({}, 4, 4, 12)
+
+
+def test_a_file_whose_name_is_a_command_runs_nothing(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "00000.tar").rename("pipe:touch INJECTED; cat 00000.tar")
+    reader = shards.batches(shards.Stream(shards.find("*.tar"), 1, read, 0, 0, 1, {}))
+    assert len({next(reader).captions[0] for _ in range(45)}) == 45 and not (folder / "INJECTED").exists()
+
+
+def test_an_error_of_a_worker_is_the_same_sentence(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"")
+    (tmp_path / "1.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="^there is no sample in"):
+        next(shards.batches(stream(tmp_path, batch_size=2), workers=2))
 
 
 @pytest.mark.parametrize(
