@@ -101,6 +101,13 @@ def cross_entropy(states: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
     return CrossEntropy.apply(states, weight, targets) / (count or max(1, len(targets)))
 
 
+def projected(codebook: torch.Tensor, width: int, std: float, generator=None) -> torch.Tensor:
+    """codebook (K, n_init) -> (K, width) of deviation about std: its columns at mean 0 and deviation 1, times a random matrix."""
+    codebook = (codebook - codebook.mean(dim=0)) / codebook.std(dim=0).clamp(min=1e-6)  # (K, n_init)
+    projection = torch.randn(codebook.shape[1], width, generator=generator) * std / codebook.shape[1] ** 0.5
+    return codebook @ projection.to(codebook.device)
+
+
 class DALLELoss(NamedTuple):
     total: torch.Tensor  # scalar, nats: text_weight * text + (1 - text_weight) * image
     text: torch.Tensor  # scalar, nats per text target, 0 where there is none
@@ -143,10 +150,8 @@ class DALLE(nn.Module):
             raise ValueError(
                 f"a codebook of {len(codebook)} codes for a transformer of {self.config.codebook_size}: use its own"
             )
-        codebook = (codebook - codebook.mean(dim=0)) / codebook.std(dim=0).clamp(min=1e-6)  # (K, n_init)
         for weight in (self.embed.image_token.weight, self.image_head.weight):  # (K, C) each
-            projection = torch.randn(codebook.shape[1], weight.shape[1]) * std / codebook.shape[1] ** 0.5
-            weight.copy_(codebook @ projection.to(codebook.device))
+            weight.copy_(projected(codebook, weight.shape[1], std))
 
     def forward(self, text: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """text (B, text_len) int64, -1 = no token; image (B, rows * grid) int64.

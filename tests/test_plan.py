@@ -182,6 +182,7 @@ def test_the_verb_prints_the_plan(capsys):
         (["--gpu", "h100"], "did you mean 'h100-80gb'"),
         (["--gpu", "custom:1,2"], "custom:FLOPS,BYTES,BANDWIDTH"),
         (["--gpu", "custom:nan,1,1"], "custom:FLOPS,BYTES,BANDWIDTH"),
+        (["--utilisation", "40"], "at most 1, got 40"),
         (["--transformer.n_head=7"], "must be a multiple of n_head"),
     ],
 )

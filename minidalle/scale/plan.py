@@ -86,6 +86,7 @@ def kept_numbers(c: TransformerConfig, recompute: bool) -> int:
     MLP's hidden layer (4 T C) before and after GELU; and T (H + 4) for attention's log-sum-exp and the norms' means and
     deviations. With `recompute` (activation checkpointing) it keeps its input alone, T C, and one block at a time is
     whole. At the end come the last norm's input and the gradient of the states that the heads read, 2 T C.
+    On a GPU each is counted with 2 bytes, bfloat16, though some sums of the residual stream are float32.
     """
     T, C, H = c.text_len + c.n_image, c.n_embd, c.n_head
     block = T * (16 * C + H + 4)
@@ -105,12 +106,12 @@ def state_bytes(c: TransformerConfig) -> dict[str, int]:
 
 
 def gathered_bytes(c: TransformerConfig) -> int:
-    """What every GPU holds whole for a moment: embeddings and heads and two blocks (one at work, one on its way) in bfloat16;
-    of one block the gradient in bfloat16 and, to be summed, in float32; the gradients of the heads in float32."""
+    """What every GPU holds whole for a moment: embeddings and heads in float32, and the gradients of the heads; two blocks (one
+    at work, one on its way) in bfloat16; of one block the gradient in bfloat16 and, to be summed, in float32."""
     parts = parameters(c)
     block = parts["blocks, L (12 C² + 13 C)"] // c.n_layer
     rest = sum(parts.values()) - c.n_layer * block
-    return 2 * (rest + 2 * block) + 6 * block + 4 * (parts["text head (V C)"] + parts["image head (K C)"])
+    return 4 * (rest + parts["text head (V C)"] + parts["image head (K C)"]) + (2 * 2 + 6) * block
 
 
 # --- planning ------------------------------------------------------------------------------------------------------
@@ -178,8 +179,11 @@ def gpu_named(name: str) -> GPU:
 def plan(preset: Preset, gpus: int, gpu_name: str, utilisation: float) -> list[str]:
     """The lines that the verb prints. Raises ValueError for a layout that does not fit, saying what would."""
     gpu, stage = gpu_named(gpu_name), preset.train.transformer
+    if utilisation > 1:
+        raise ValueError(f"--utilisation is a share of the GPU's rate, at most 1, got {utilisation:g}")
     c = replace(preset.transformer, vocab_size=preset.data.vocab_size, codebook_size=preset.dvae.codebook_size,
-                rows=preset.data.height // preset.dvae.downsample, grid=preset.data.width // preset.dvae.downsample)  # fmt: skip
+                rows=preset.data.height // preset.dvae.downsample, grid=preset.data.width // preset.dvae.downsample,
+                text_len=preset.transformer.text_len or 256)  # fmt: skip
     if gpus < 1 or stage.batch_size % gpus:
         divisors = [n for n in range(1, stage.batch_size + 1) if stage.batch_size % n == 0]
         raise ValueError(
@@ -251,6 +255,7 @@ def describe_memory(c: TransformerConfig, way: Layout, gpu: GPU, name: str) -> l
         *table({f"all, of {gpu.bytes / 1e9:.0f}": way.bytes}, ",.2f", 1e9),
         f"  {way.streams} streams at a time, {way.steps} times an update, {choice}; a stream keeps "
         f"{kept[False] / 1e9:.2f} GB, or {kept[True] / 1e9:.2f} with recomputing",
+        f"  to train so: --streams {way.streams}{'' if way.recompute else ' --no-recompute'}",
         f"  drawing: weights in bfloat16 {2 * sum(parameters(c).values()) / 1e9:.2f} GB, and keys and values, "
         f"2 L T C, {2 * cache_numbers(c) / 1e9:.2f} GB for each picture",
     ]

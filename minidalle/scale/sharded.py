@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 8 -m minidalle train --preset dalle-12b --shards 'shards-{00000..00099}.tar' --dvae released:DIR
 
-Why: at 12 billion parameters, weights, gradients, moments and average take 246 GB, more than any GPU has. So every process
+Why: at 12 billion parameters, weights, gradients, moments and average take 246 GB, three times what such a GPU as in plan.py has, or more. So every process
 keeps 1/N of each tensor. A block's weights are gathered when it is their turn, used, and let go; its gradient is summed
 over all processes and each keeps its part (`fully_shard`; the paper does the same in its own way: P E). What is computed
 is what one process would compute: losses are sums over the whole batch divided by counts of the whole batch (SPEC 5), and
@@ -21,12 +21,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
@@ -38,11 +40,12 @@ from minidalle.config import Preset
 from minidalle.dvae import DVAE
 from minidalle.scale import shards
 from minidalle.sequence import PAD, tokenize
-from minidalle.train import Interrupt, average_weights, learning_rate, seed_of, to_float
-from minidalle.transformer import DALLE
+from minidalle.train import Interrupt, average_weights, learning_rate, pick_device, seed_of, split_to_fit, to_float
+from minidalle.transformer import DALLE, projected
 
 CAPTIONS = 100_000  # of the shards, from which a tokenizer is learned
 KEPT = 2  # states
+NAMED = 10  # so many of the samples that a process skips are named
 
 # --- processes -----------------------------------------------------------------------------------------------------
 
@@ -50,15 +53,16 @@ KEPT = 2  # states
 @contextlib.contextmanager
 def processes(device: str):
     """Join the processes that torchrun has started, or be the only one. Yields (rank, how many, this process's device)."""
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    backend = "nccl" if on_gpu else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
-    if on_gpu:
+    where = pick_device(device)
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(where)
+    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    patience = timedelta(hours=2)  # for the others, while process 0 learns a tokenizer or writes 50 GB
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=patience)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
     try:
         yield dist.get_rank(), dist.get_world_size(), where
     finally:
@@ -67,22 +71,22 @@ def processes(device: str):
 
 def by_the_first(work: Callable):
     """Let process 0 do the work, and all have its result; an error of its is raised in all."""
-    answer = [None, None]
+    answer = [None, None, None]
     if dist.get_rank() == 0:
         try:
-            answer = [work(), None]
-        except (ValueError, OSError) as error:
-            answer = [None, error]
+            answer[0] = work()
+        except Exception as error:
+            kind = next((k for k in (ValueError, OSError, ImportError) if isinstance(error, k)), RuntimeError)
+            answer[1:] = kind, str(error)
     dist.broadcast_object_list(answer)
     if answer[1] is not None:
-        raise answer[1]
+        raise answer[1](answer[2])
     return answer[0]
 
 
 def summed(*values: float) -> list[float]:
     """The sums of these numbers over all processes."""
-    total = torch.tensor(values, dtype=torch.float64)
-    total = total.cuda() if dist.get_backend() == "nccl" else total
+    total = torch.tensor(values, dtype=torch.float64)  # on the CPU, whatever computes
     dist.all_reduce(total)
     return total.tolist()
 
@@ -90,42 +94,44 @@ def summed(*values: float) -> list[float]:
 # --- the model in shards -------------------------------------------------------------------------------------------
 
 
-def shard(model: DALLE, device: torch.device, recompute: bool) -> DALLE:
+def shard(model: DALLE, recompute: bool, half: bool) -> DALLE:
     """Cut the model's parameters, block by block, over all processes, in place.
 
-    On a GPU a block computes in bfloat16 from float32 weights, and gradients are summed in float32. recompute: keep only
-    the input of each block for the backward pass, and run it again there.
+    half: a block computes in bfloat16 from float32 weights, and its gradient is summed in float32; embeddings, the last norm,
+    heads and the sums of the residual stream between blocks are float32 (O). recompute: keep only the input of each block
+    for the backward pass, and run it again there.
     """
-    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    how = {"mp_policy": half if device.type == "cuda" else MixedPrecisionPolicy()}
-    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if half else MixedPrecisionPolicy()
+    device = "cuda" if dist.get_backend() != "gloo" else "cpu"
+    mesh = dist.init_device_mesh(device, (dist.get_world_size(),))
     for block in model.blocks:
         if recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        fully_shard(block, mesh=mesh, **how)
-    fully_shard(model, mesh=mesh, **how)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "loss")  # it is what we call in place of `forward`
     return model
 
 
 @torch.no_grad()
-def initialise(model: DALLE, device: torch.device, seed: int) -> DALLE:
+def initialise(model: DALLE, device: torch.device, seed: int, codebook: torch.Tensor, std: float) -> DALLE:
     """Give a model on the meta device, already in shards, memory on `device` and its first weights, as `DALLE` does.
 
     One tensor at a time is drawn whole, from a generator of its own, and each process keeps its part of it: so the weights do
-    not depend on how many processes there are, and none ever holds all of them.
+    not depend on how many processes there are, and none ever holds all of them. std: see `DALLE.start_from_codebook`; 0 = off.
     """
     model.to_empty(device=device)
     for name, p in model.named_parameters():
+        generator = torch.Generator().manual_seed(seed_of(seed, "transformer", name))
         if "ln_" in name and name.endswith("weight"):
             full = torch.ones(p.shape)
         elif name.endswith("bias"):
             full = torch.zeros(p.shape)
+        elif std and name in ("embed.image_token.weight", "image_head.weight"):
+            full = projected(codebook.cpu(), p.shape[1], std, generator)
         else:
             adds_up = name.endswith(("attn.proj.weight", "mlp.2.weight"))  # into the residual stream
-            std = 0.02 / (2 * model.config.n_layer) ** 0.5 if adds_up else 0.02
-            generator = torch.Generator().manual_seed(seed_of(seed, "transformer", name))
-            full = torch.randn(p.shape, generator=generator) * std
+            full = torch.randn(p.shape, generator=generator) * (0.02 / (2 * model.config.n_layer * adds_up or 1) ** 0.5)
         part = distribute_tensor(full.to(device), p.device_mesh, p.placements, src_data_rank=None)
         p.to_local().copy_(part.to_local())
     return model
@@ -144,17 +150,18 @@ def whole(tensors: dict[str, torch.Tensor], device="cpu") -> dict[str, torch.Ten
 class Training:
     """Model, average and optimizer in shards, and where the data stand: all that a checkpoint holds."""
 
-    def __init__(self, preset: Preset, config, device: torch.device, seed: int, recompute: bool):
+    def __init__(
+        self, preset: Preset, config, device: torch.device, seed: int, recompute: bool, codebook: torch.Tensor
+    ):
+        """codebook (K, n_init): of the dVAE, from which image tokens may start (see `initialise`)."""
         stage = preset.train.transformer
         if stage.muon_lr:
-            raise ValueError(
-                "Muon needs whole matrices, and here they are in shards: set --train.transformer.muon_lr=0"
-            )
+            raise ValueError("Muon needs whole matrices, here in shards: set --train.transformer.muon_lr=0")
         self.stage, self.device, self.seed, self.config = stage, device, seed, config
-        torch.manual_seed(
-            seed_of(seed, "transformer", "weights")
-        )  # all processes build the same, then keep their shard
-        self.model = shard(DALLE(config).to(device), device, recompute)
+        with torch.device("meta"):
+            model = DALLE(config)
+        self.model = shard(model, recompute, half=device.type == "cuda")
+        initialise(self.model, device, seed, codebook, stage.codebook_std)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), stage.lr, stage.betas, stage.eps, weight_decay=stage.weight_decay
@@ -208,9 +215,12 @@ class Training:
             aside.mkdir(parents=True)
 
         by_the_first(begin)
-        with warnings.catch_warnings():
+        tensors = self.tensors()
+        files = {name: 1 + i // 16 for i, name in enumerate(tensors)}  # several, as each is put together in memory
+        with warnings.catch_warnings(), failures(f"{path} could not be written", OSError):
             warnings.simplefilter("ignore")  # of one process alone, the library remarks that it is alone
-            dcp.save(self.tensors(), storage_writer=dcp.HuggingFaceStorageWriter(str(aside), save_distributed=True))
+            writer = dcp.HuggingFaceStorageWriter(str(aside), files, save_distributed=True)
+            dcp.save(tensors, storage_writer=writer)
         everyone = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, self.positions)
         positions = {lane: position for mine in everyone for lane, position in mine.items()}
@@ -227,7 +237,7 @@ class Training:
     def restore(self, path: Path):
         """Take everything from a folder that `save` wrote, with any number of processes."""
         tensors = self.tensors()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), failures(f"{path} is no whole state", ValueError):
             warnings.simplefilter("ignore")
             dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
         self.model.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("weights.")})
@@ -236,6 +246,16 @@ class Training:
         self.positions = {int(lane): tuple(position) for lane, position in info["positions"].items()}
         for p in self.model.parameters():
             self.optimizer.state[p]["step"] = torch.tensor(float(self.step))
+
+
+@contextlib.contextmanager
+def failures(what: str, kind: type):
+    """What goes wrong in torch's checkpoints, in whichever process, as an error of this kind in one sentence."""
+    try:
+        yield
+    except CheckpointException as error:  # a BaseException, which says what went wrong in which process
+        rank, (first, _) = next(iter(error.failures.items()))
+        raise kind(f"{what}: {str(first).splitlines()[0][:200]} (process {rank})") from None
 
 
 def states(folder: Path) -> list[Path]:
@@ -250,7 +270,7 @@ def learn_bpe(paths: list[Path], vocab_size: int) -> BPE:
     """A tokenizer from the first captions of the shards."""
     captions, skipped = [], []
     for path in paths:
-        for sample in shards.raw_samples(path, None, skipped):
+        for sample in shards.raw_samples(path, skipped):
             with contextlib.suppress(ValueError):
                 captions.append(shards.caption_of(sample))
         if len(captions) >= CAPTIONS:
@@ -279,12 +299,16 @@ def train(
     settings or a folder that do not fit.
     """
     stage = preset.train.transformer
-    settings = {"preset": dataclasses.asdict(preset), "seed": seed, "shards": pattern}
+    preset = dataclasses.replace(preset, data=dataclasses.replace(preset.data, name="shards", folder=pattern))
     with processes(device) as (rank, n_processes, where):
         paths = by_the_first(lambda: shards.find(pattern))
         encoded = (paths[0].parent / shards.ENCODED).exists()
         if encoded:
             shards.check_encoded(paths[0].parent, dvae)
+        settings = {
+            "preset": dataclasses.asdict(preset), "seed": seed, "dvae": fingerprint(dvae.state_dict()),
+            "shards": [path.name for path in paths],
+        }  # fmt: skip
         make_bpe = make_bpe or (lambda: learn_bpe(paths, preset.data.vocab_size))
         by_the_first(lambda: prepare(run_folder, settings, resume, make_bpe, dvae))
         bpe = BPE.load(run_folder / "bpe.json")
@@ -293,13 +317,14 @@ def train(
             preset.transformer, vocab_size=len(bpe), codebook_size=preset.dvae.codebook_size,
             rows=preset.data.height // step, grid=preset.data.width // step, text_len=preset.transformer.text_len or 256,
         )  # fmt: skip
-        training = Training(preset, config, where, seed, recompute)
+        training = Training(preset, config, where, seed, recompute, dvae.codebook)
         saved = by_the_first(lambda: states(run_folder / "state"))
         if saved:
             training.restore(saved[-1])
         read = partial(read_codes, config) if encoded else partial(read_image, preset)
         stream = shards.Stream(paths, stage.batch_size, read, seed, rank, n_processes, training.positions)
-        dvae = dvae.to(where)
+        training.positions = {lane: at for lane, at in training.positions.items() if lane in stream.lanes}
+        dvae = dvae if encoded else dvae.to(where)
         reader = shards.batches(stream, workers)
         log = run_log(run_folder, training.step) if rank == 0 else None
         loop(training, reader, bpe, dvae, preset, run_folder, streams, log)
@@ -323,32 +348,41 @@ def run_log(run_folder: Path, step: int) -> Callable:
 
 
 def loop(training: Training, reader, bpe: BPE, dvae: DVAE, preset: Preset, run_folder: Path, streams: int, log):
-    """Update after update, until the stage is over or somebody asks to stop."""
+    """Update after update, until the stage is over, somebody asks to stop, or there is nothing more to read."""
     stage, seed, skipped = training.stage, training.seed, 0
+    n_positions = stage.batch_size * (training.config.text_len + training.config.n_image)
     with Interrupt() as interrupt, tqdm(
         total=stage.updates, initial=training.step, desc="transformer", unit="update", disable=log is None
     ) as bar:  # fmt: skip
         while training.step < stage.updates:
-            started = time.perf_counter()
-            part = next(reader)
+            started, part, broken = time.perf_counter(), None, None
+            try:
+                part = next(reader)
+            except ValueError as error:
+                broken = error
+            if summed(interrupt.asked or broken is not None)[0]:  # all processes have to stop at the same update
+                training.save(run_folder / "state")
+                raise broken or KeyboardInterrupt(f"stopped and saved after update {training.step} of {stage.updates}")
             text, codes = as_tokens(part, training, bpe, dvae, seed)
             numbers = training.update(text, codes, streams or len(text))
             training.positions |= part.positions
             training.seconds += time.perf_counter() - started
-            skipped += len(part.skipped)
-            for name, reason in part.skipped:
+            for name, reason in part.skipped[: max(0, NAMED - skipped)]:
                 print(f"warning: skipped {name}: {reason}", file=sys.stderr, flush=True)
+            skipped += len(part.skipped)
             last = training.step == stage.updates
-            if log and (training.step % preset.train.log_every == 0 or training.step == 1 or last):
-                seconds = round(training.seconds, 3)
-                log({"stage": "transformer", "step": training.step, **numbers, "seconds": seconds, "skipped": skipped})
-                bar.set_postfix(loss=f"{numbers['loss']:.3f}")
+            if training.step % preset.train.log_every == 0 or training.step == 1 or last:
+                everywhere = int(summed(skipped)[0])
+                if log:
+                    speed = {
+                        "seconds": round(training.seconds, 3),
+                        "tokens_per_s": round(n_positions * training.step / training.seconds),
+                    }
+                    log({"stage": "transformer", "step": training.step, **numbers, **speed, "skipped": everywhere})
+                    bar.set_postfix(loss=f"{numbers['loss']:.3f}")
             bar.update()
-            stop = summed(interrupt.asked)[0] > 0  # all processes have to stop at the same update
-            if training.step % preset.train.save_every == 0 or last or stop:
+            if training.step % preset.train.save_every == 0 or last:
                 training.save(run_folder / "state")
-            if stop:
-                raise KeyboardInterrupt(f"stopped and saved after update {training.step} of {stage.updates}")
 
 
 def as_tokens(part: shards.Part, training: Training, bpe: BPE, dvae: DVAE, seed: int):
@@ -359,7 +393,7 @@ def as_tokens(part: shards.Part, training: Training, bpe: BPE, dvae: DVAE, seed:
         dropped = rng.random() < stage.caption_dropout
         texts.append(tokenize(bpe, ["" if dropped else caption], training.config.text_len, stage.bpe_dropout, rng))
     if part.images.dim() == 4:
-        images = part.images.split(32)
+        images = split_to_fit(part.images)
         codes = torch.cat([dvae.encode(to_float(x.to(training.device))).cpu() for x in images])
     else:
         codes = part.images

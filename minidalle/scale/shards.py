@@ -9,7 +9,7 @@ of addresses.
 **Lanes.** An update's batch must not depend on how many processes share the work, or a run could not go on elsewhere with
 the same losses. So the stream is cut into L lanes, whose number follows from the shards and the batch alone. In each epoch the
 shards are put in an order that depends on (seed, epoch), and lane l reads those at places l, l + L, … of it, shuffled in a buffer whose
-chance depends on (seed, epoch, shard). An update takes batch / L samples from every lane; a process reads the lanes rank, rank + world, …,
+chance depends on (seed, epoch, shard). Lanes with fewer or smaller shards begin the next epoch earlier. An update takes batch / L samples from every lane; a process reads the lanes rank, rank + world, …,
 and its workers share these. Where a lane stands is three numbers, (epoch, shard, samples taken), which is all that a checkpoint keeps.
 
 What cannot be used (no caption, a broken picture, the rest of a shard that was cut off) is skipped, counted and named.
@@ -20,6 +20,7 @@ import glob
 import io
 import json
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +35,8 @@ from minidalle.data import folder
 from minidalle.dvae import DVAE
 from minidalle.train import to_float
 
-LANES = 64  # at most
-BUFFER = 256  # samples that a lane shuffles at a time
+LANES = 1024  # at most, and so processes
+BUFFERS = 16_384  # samples that all lanes together hold, to shuffle them
 PER_SHARD = 1_000  # pictures in a shard that `write` makes
 PATIENCE = 100  # so many more unusable samples than usable ones stop the reading
 ENCODED = "encoded.json"  # beside shards of codes: which dVAE made them
@@ -80,16 +81,29 @@ class Part(NamedTuple):
     skipped: list[tuple[str, str]]  # (sample, reason) of what was passed over on the way
 
 
-def raw_samples(path: Path, rng: random.Random, skipped: list) -> Iterator[dict]:
-    """The samples of one shard, shuffled: {"__key__": "000000017", "jpg": bytes, "txt": bytes}."""
-    from webdataset import filters, tariterators
+def raw_samples(path: Path, skipped: list) -> Iterator[dict]:
+    """The samples of one shard in their order: {"__key__": "000000017", "jpg": bytes, "txt": bytes}."""
+    from webdataset import tariterators
 
     def note(error: Exception) -> bool:
-        skipped.append((str(path), f"cut off or no tar file ({type(error).__name__})"))
+        skipped.append((str(path), f"cut off or no tar file: {str(error.args[:1])[:80]}"))
         return False  # the rest of this shard is lost
 
-    samples = tariterators.tarfile_samples(iter([{"url": str(path)}]), handler=note)
-    return filters._shuffle(samples, BUFFER, BUFFER, rng)
+    # Opened here: the library would take a name such as "pipe:…" for a command.
+    with path.open("rb") as stream:
+        files = tariterators.tar_file_expander(iter([{"url": str(path), "stream": stream}]), handler=note)
+        yield from tariterators.group_by_keys(files, handler=note)
+
+
+def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
+    """The same samples; each is drawn at random from the next `size` that have not been drawn."""
+    buffer = []
+    for sample in samples:
+        buffer.append(sample)
+        if len(buffer) == size:
+            yield buffer.pop(rng.randrange(size))
+    rng.shuffle(buffer)
+    yield from buffer
 
 
 def caption_of(sample: dict) -> str:
@@ -116,15 +130,20 @@ def image_of(sample: dict, height: int, width: int, rng: np.random.Generator | N
 
 def codes_of(sample: dict, rows: int, grid: int, codebook_size: int) -> np.ndarray:
     """(rows, grid) int64 from a sample that `encode` wrote. Raises ValueError for anything else."""
+    if "npy" not in sample:
+        raise ValueError("no codes")
     try:
-        codes = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
-    except KeyError:
-        raise ValueError("no codes") from None
-    except (ValueError, OSError, EOFError):
-        raise ValueError("its codes are broken") from None
-    if codes.shape != (rows, grid) or codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= codebook_size:
-        raise ValueError(f"its codes are not {rows} x {grid} of {codebook_size}")
-    return codes.astype(np.int64)
+        file = io.BytesIO(sample["npy"])
+        np.lib.format.read_magic(file)
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        if (shape, by_columns, dtype) != ((rows, grid), False, np.dtype(np.uint16)):  # before any memory is taken
+            raise ValueError
+        codes = np.frombuffer(file.read(), dtype).reshape(shape).astype(np.int64)
+    except Exception:  # broken bytes can make it raise nearly anything
+        raise ValueError(f"its codes are not {rows} x {grid} whole numbers of 16 bits") from None
+    if codes.max() >= codebook_size:
+        raise ValueError(f"its codes are not of {codebook_size}")
+    return codes
 
 
 class Stream(IterableDataset):
@@ -137,13 +156,20 @@ class Stream(IterableDataset):
         if lanes % world:
             raise ValueError(
                 f"{len(paths)} shards and a batch of {batch_size} make {lanes} lanes, which {world} processes cannot share "
-                "evenly: use at least as many shards as processes, and a batch that is a multiple of their number"
+                f"evenly: use {', '.join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)} processes, or more shards"
             )
         self.each = batch_size // lanes
         self.lanes = list(range(rank, lanes, world))
         self.n_lanes = lanes
 
     def __iter__(self):
+        """Parts for ever; an error that stops the reading comes as the last."""
+        try:
+            yield from self.parts()
+        except ValueError as error:
+            yield error
+
+    def parts(self):
         info = get_worker_info()
         mine = self.lanes[info.id :: info.num_workers] if info else self.lanes
         skipped = []
@@ -181,7 +207,8 @@ class Stream(IterableDataset):
             found = False
             for place, path in enumerate(order[start:], start):
                 chance = random.Random(f"{self.seed} {epoch} {path.name}")
-                for n, sample in enumerate(raw_samples(path, chance, skipped), 1):
+                size = max(16, BUFFERS // self.n_lanes)
+                for n, sample in enumerate(shuffled(raw_samples(path, skipped), size, chance), 1):
                     found = True
                     if n > taken:
                         rng = np.random.default_rng(folder.hashed(self.seed, epoch, path.name, sample["__key__"]))
@@ -192,12 +219,24 @@ class Stream(IterableDataset):
             epoch, start = epoch + 1, 0
 
 
+def leave_signals_alone(_):
+    """A stop is the reading process's affair: its workers live as long as it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches(stream: Stream, workers: int = 0):
     """(images or codes, captions, positions of this process's lanes, what was skipped) of update after update."""
     count = max(1, min(workers, len(stream.lanes)))
-    parts = iter(DataLoader(stream, batch_size=None, num_workers=count if workers else 0))
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=count if workers else 0, worker_init_fn=leave_signals_alone
+    )
+    parts = iter(loader)
     while True:
         several = [next(parts) for _ in range(count)]
+        for part in several:
+            if isinstance(part, ValueError):
+                raise part
         yield Part(
             torch.cat([part.images for part in several]),
             [caption for part in several for caption in part.captions],
@@ -240,14 +279,20 @@ def encode(paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, de
     """
     from webdataset import TarWriter
 
-    check_encoded(out, dvae, missing_is_fine=True)
-    write_json(out / ENCODED, {"dvae": fingerprint(dvae.state_dict())})
+    if len({path.name for path in paths}) < len(paths) or out.resolve() in {path.resolve().parent for path in paths}:
+        raise ValueError(
+            f"each shard becomes one of its name in {out}: give shards of different names, and another folder"
+        )
+    wanted = {"dvae": fingerprint(dvae.state_dict()), "height": height, "width": width}
+    if (out / ENCODED).exists() and read_json(out / ENCODED) != wanted:
+        raise ValueError(f"{out} holds codes of another dVAE or another size of pictures: choose another folder")
+    write_json(out / ENCODED, wanted)
     done, skipped = 0, []
     for path in tqdm(paths, desc="encode", unit="shard"):
         if (out / path.name).exists():
             continue
         with replacing(out / path.name) as aside, TarWriter(str(aside), mtime=0) as tar:
-            for group in groups_of(usable_in(path, height, width, skipped), 32):
+            for group in groups_of(usable_in(path, height, width, skipped), max(1, 2**18 // (height * width))):
                 images = torch.from_numpy(np.stack([image for _, image, _ in group]))
                 codes = dvae.encode(to_float(images.to(device))).cpu().numpy().astype(np.uint16)
                 for (key, _, caption), grid in zip(group, codes):
@@ -258,7 +303,7 @@ def encode(paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, de
 
 def usable_in(path: Path, height: int, width: int, skipped: list):
     """(key, image, caption) of the usable samples of one shard."""
-    for sample in raw_samples(path, random.Random(0), skipped):
+    for sample in raw_samples(path, skipped):
         try:
             yield sample["__key__"], image_of(sample, height, width, None), caption_of(sample)
         except ValueError as reason:
@@ -277,9 +322,7 @@ def groups_of(items, size: int):
         yield group
 
 
-def check_encoded(out: Path, dvae: DVAE, missing_is_fine: bool = False):
+def check_encoded(out: Path, dvae: DVAE):
     """Raise ValueError unless the shards of codes in the folder `out` come from this dVAE."""
-    if missing_is_fine and not (out / ENCODED).exists():
-        return
     if read_json(out / ENCODED).get("dvae") != fingerprint(dvae.state_dict()):
         raise ValueError(f"the codes in {out} come from another dVAE: encode the pictures again, or give that dVAE")
