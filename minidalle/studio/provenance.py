@@ -173,7 +173,7 @@ def read(path: Path) -> tuple[np.ndarray, object]:
     try:
         if not exact or len(text) > LARGEST:
             raise ValueError
-        return picture, json.loads(text)
+        return picture, json.loads(text) or False
     except (ValueError, RecursionError):
         return picture, False
 
