@@ -181,7 +181,7 @@ def test_bfloat16_blocks_give_nearly_the_same_loss_and_gradients():
         assert (other[name] - g).norm() < 0.1 * g.norm() + 1e-4, name
 
 
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("before, after", [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_it_goes_on_with_another_number_of_processes(world, alone, before, after):
     out = world / f"from-{before}-to-{after}"
     process = subprocess.Popen(

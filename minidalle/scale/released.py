@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 
 from minidalle.checkpoint import load_tensors
-from minidalle.clip import CLIP
+from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD
 from minidalle.config import CLIPConfig, DVAEConfig
 from minidalle.dvae import DVAE
 from minidalle.sequence import pack_text
@@ -295,6 +295,8 @@ def load_clip(weights: str | Path, vocabulary: str | Path, quick_gelu: bool = Tr
     """
     tensors, _ = load_tensors(Path(weights))
     config = CLIPConfig(quick_gelu=quick_gelu)
-    clip = CLIP(config)
+    with torch.device("meta"):
+        clip = CLIP(config)
     put(clip, tensors, Path(weights))
+    clip.mean, clip.std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return clip.eval(), Vocabulary(vocabulary, config.context)

@@ -19,8 +19,8 @@ Crops are those of `data/folder.py`. What is read is O; the augmentation is SPEC
 import glob
 import io
 import json
+import os
 import random
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -219,18 +219,16 @@ class Stream(IterableDataset):
             epoch, start = epoch + 1, 0
 
 
-def leave_signals_alone(_):
-    """A stop is the reading process's affair: its workers live as long as it does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def stand_apart(_):
+    """A worker in a group of its own: who stops the job by a signal to its group means the reading process, which then
+    saves, and ends its workers itself."""
+    os.setpgid(0, 0)
 
 
 def batches(stream: Stream, workers: int = 0):
     """(images or codes, captions, positions of this process's lanes, what was skipped) of update after update."""
     count = max(1, min(workers, len(stream.lanes)))
-    loader = DataLoader(
-        stream, batch_size=None, num_workers=count if workers else 0, worker_init_fn=leave_signals_alone
-    )
+    loader = DataLoader(stream, batch_size=None, num_workers=count if workers else 0, worker_init_fn=stand_apart)
     parts = iter(loader)
     while True:
         several = [next(parts) for _ in range(count)]
