@@ -139,6 +139,7 @@ def test_the_rest_of_a_shard_that_was_cut_is_lost_and_said(folder):
     assert any(name.endswith("00005.tar") and "cut off" in reason for name, reason in said)
     assert {c for part in parts for c in part.captions} >= {f"picture {n}" for n in range(35)}
     (folder / "00004.tar").write_bytes(b"no tar file at all")
+    assert len(take(shards.batches(stream(folder)), 30)) == 30  # also where a lane has one shard in each epoch
     assert take(shards.batches(stream(folder, batch_size=1)), 30)
 
 

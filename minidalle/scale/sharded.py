@@ -209,6 +209,8 @@ class Training:
     def save(self, folder: Path):
         """Write folder/STEP: a file from each process, then, by process 0, state.json and the name."""
         aside, path = folder / f".writing-{self.step:09d}", folder / f"{self.step:09d}"
+        if by_the_first(lambda: (path / "state.json").exists()):
+            return  # it was saved just before somebody asked to stop
 
         def begin():
             shutil.rmtree(aside, ignore_errors=True)  # what a killed run had not finished writing

@@ -202,6 +202,7 @@ class Stream(IterableDataset):
     def samples(self, lane: int, skipped: list):
         """(shard, sample, its generator, position after it) of a lane, for ever."""
         epoch, start, taken = self.positions.get(lane, (0, 0, 0))
+        empty = set()  # shards without a sample, since there was one
         while True:
             order = random.Random(f"{self.seed} {epoch}").sample(self.paths, len(self.paths))[lane :: self.n_lanes]
             found = False
@@ -214,7 +215,8 @@ class Stream(IterableDataset):
                         rng = np.random.default_rng(folder.hashed(self.seed, epoch, path.name, sample["__key__"]))
                         yield path, sample, rng, (epoch, place, n)
                 taken = 0
-            if not found:
+            empty = set() if found else empty | {*order}
+            if len(empty) == len(self.paths):
                 raise ValueError(f"there is no sample in {', '.join(path.name for path in order[:3])}: {skipped[-1:]}")
             epoch, start = epoch + 1, 0
 
