@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 8 -m minidalle train --preset dalle-12b --shards 'shards-{00000..00099}.tar' --dvae released:DIR
 
-Why: at 12 billion parameters, weights, gradients, moments and average take 246 GB, three times what such a GPU as in plan.py has, or more. So every process
+Why: at 12 billion parameters, weights, gradients, moments and average take 246 GB, more than any GPU of plan.py has. So every process
 keeps 1/N of each tensor. A block's weights are gathered when it is their turn, used, and let go; its gradient is summed
 over all processes and each keeps its part (`fully_shard`; the paper does the same in its own way: P E). What is computed
 is what one process would compute: losses are sums over the whole batch divided by counts of the whole batch (SPEC 5), and
@@ -97,8 +97,8 @@ def summed(*values: float) -> list[float]:
 def shard(model: DALLE, recompute: bool, half: bool) -> DALLE:
     """Cut the model's parameters, block by block, over all processes, in place.
 
-    half: a block computes in bfloat16 from float32 weights, and its gradient is summed in float32; embeddings, the last norm,
-    heads and the sums of the residual stream between blocks are float32 (O). recompute: keep only the input of each block
+    half: inside a block everything, its residual sums too, is bfloat16, from float32 weights, and its gradient is summed in
+    float32; embeddings, the last norm and the heads are float32 (O). recompute: keep only the input of each block
     for the backward pass, and run it again there.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if half else MixedPrecisionPolicy()
