@@ -1,4 +1,4 @@
-"""python -m minidalle <verb>: draw with a run that `train_tiny.py` has made, and what a larger one takes.
+"""python -m minidalle <verb>: draw with a run that `train_tiny.py` has made (studio/draw.py), and the full size (scale/verbs.py).
 
 python -m minidalle generate "a photo of a large red circle" --run runs/shapes-tiny --rerank 32
 python -m minidalle edit "the exact same fox on the top as a sketch on the bottom" --image fox.png --run runs/openmoji-tiny
@@ -10,12 +10,12 @@ torchrun --nproc-per-node 8 -m minidalle train --preset dalle-12b --shards 'code
 """
 
 import argparse
+import importlib
 import re
-import warnings
 from pathlib import Path
 
 from minidalle.cli import parse_with_settings, positive, run_command
-from minidalle.config import TWICE, nearest
+from minidalle.config import nearest
 
 
 def main(argv: list[str] | None = None):
@@ -27,6 +27,10 @@ def main(argv: list[str] | None = None):
     every.add_argument(
         "--clip",
         help="what ranks: released:FILE or openclip:FILE, ViT-B/32 as safetensors (default: the run's own CLIP)",
+    )
+    every.add_argument(
+        "--dvae",
+        help="the dVAE: a run's folder or released:FOLDER with OpenAI's two files (default: the run's own; for rank: none)",
     )
     drawing = argparse.ArgumentParser(add_help=False)
     drawing.add_argument("-n", type=positive(int), default=9, help="pictures for each caption (default 9)")
@@ -90,8 +94,13 @@ def main(argv: list[str] | None = None):
         parser.error(f"{args.verb} needs --run, the folder that train_tiny.py wrote")
     if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
-    verb = VERBS[args.verb]
-    run_command(lambda: verb(args, settings) if args.verb in WITH_SETTINGS else verb(args))
+
+    def verb():
+        module, _, name = VERBS[args.verb].partition(":")
+        function = getattr(importlib.import_module(f"minidalle.{module}"), name)
+        return function(args, settings) if args.verb in WITH_SETTINGS else function(args)
+
+    run_command(verb)
 
 
 def at_scale(verbs):
@@ -132,268 +141,11 @@ def at_scale(verbs):
     training.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
-def draw(args: argparse.Namespace):
-    """`generate` and `edit`: n pictures for every caption, one PNG each, and a sheet of all."""
-    import torch
-
-    from minidalle import plots
-    from minidalle.checkpoint import fingerprint, load_run
-    from minidalle.sequence import tokenize
-    from minidalle.studio import provenance
-    from minidalle.train import decode_all, pick_device
-
-    device = pick_device(args.device)
-    preset, bpe, dvae, model = load_run(args.run)
-    check_captions(args.captions, bpe)
-    score = scorer(args, device) if args.rerank else None
-    dvae, model = dvae.to(device), model.to(device)
-    prefix = top_rows(args, preset, dvae, model.config, device) if args.verb == "edit" else None
-    usual = preset.edit if args.verb == "edit" else preset.sample
-    options = {
-        name: getattr(usual, name) if getattr(args, name) is None else getattr(args, name)
-        for name in ("temperature", "top_k", "top_p", "guidance")
-    }
-    model_hash = fingerprint(model.state_dict())
-    out = args.out or args.run / ("edited" if args.verb == "edit" else "generated")
-    seeds, rows = range(args.seed, args.seed + (args.rerank or args.n)), []
-    for number, caption in enumerate(args.captions, start=1):
-        text = tokenize(bpe, [caption], model.config.text_len)[0]
-        codes = codes_of(model, text, seeds, prefix, options)
-        images = decode_all(dvae, codes, device)
-        order, scores = range(len(seeds)), None
-        if score is not None:
-            scores = score(caption, images)
-            order = scores.argsort(descending=True)[: args.n].tolist()
-        slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
-        label = ""
-        for k in order:
-            path = out / f"{number:02d}-{slug}-seed{seeds[k]}.png"
-            facts = {"prompt": caption, "seed": seeds[k], "options": options, "verb": args.verb, "model": model_hash}
-            provenance.save(path, images[k], facts, not args.no_mark, args.upscale, args.key)
-            if args.gif:
-                given = 0 if prefix is None else len(prefix)
-                plots.save_gif(path.with_suffix(".gif"), frames_of(dvae, codes[k], given), args.upscale)
-            if scores is not None:
-                print(f"{scores[k]:6.3f}  {path}")
-        if scores is not None:
-            label = f"\nseed (score): {', '.join(f'{seeds[k]} ({scores[k]:.2f})' for k in order)}"
-        rows.append((caption + label, images[torch.tensor(order)]))
-    note = ", ".join(f"{name} {value}" for name, value in options.items())
-    plots.save_samples(out / "sheet.png", {f"{args.run}, {args.n} of seeds {seeds[0]} … {seeds[-1]}": rows}, note)
-    count = len(args.captions) * args.n
-    print(f"{count} picture{'' if count == 1 else 's'} and sheet.png in {out} ({note})")
-
-
-def codes_of(model, text, seeds, prefix, options):
-    """Codes (len(seeds), rows, grid) for one caption, drawn in batches under a progress bar."""
-    import torch
-    from tqdm import tqdm
-
-    from minidalle import sample
-
-    cells = model.config.n_image - (0 if prefix is None else prefix.numel())
-    parts = []
-    with tqdm(total=len(seeds) * cells, unit="token", desc="draw") as bar:
-        for k in sample.in_batches(len(seeds), model.config):
-            parts.append(sample.generate(
-                model, text, len(k), [seeds[i] for i in k], prefix=prefix,
-                on_token=lambda cell, codes: bar.update(len(codes)), **options,
-            ))  # fmt: skip
-    return torch.cat(parts)
-
-
-def frames_of(dvae, codes, given: int):
-    """A picture (rows, grid) as it is drawn, code after code behind the first `given` rows: (frames, 3, height, width). What is not yet drawn
-    is grey, and the decoder does not know it."""
-    import torch
-    import torch.nn.functional as F
-
-    step, grid = dvae.config.downsample, codes.shape[1]
-    one_hot = F.one_hot(codes, dvae.config.codebook_size).permute(2, 0, 1).float()  # (K, rows, grid)
-    every, frames = max(1, codes.numel() // 128), []  # at most about 128 frames
-    for n in [*range(given * grid, codes.numel(), every), codes.numel()]:
-        known = (torch.arange(codes.numel(), device=codes.device) < n).view_as(codes)  # (rows, grid)
-        with torch.no_grad():
-            picture = dvae.paint((one_hot * known)[None])[0]
-        seen = known.repeat_interleave(step, 0).repeat_interleave(step, 1)
-        frames.append(torch.where(seen, picture, 0.85).cpu())
-    return torch.stack(frames)
-
-
-def verify_picture(args: argparse.Namespace):
-    """`verify`: see studio/provenance.py."""
-    from minidalle.studio import provenance
-
-    code, sentence = provenance.verify(args.image, args.public_key)
-    print(sentence)
-    raise SystemExit(code)
-
-
-def top_rows(args: argparse.Namespace, preset, dvae, config, device):
-    """The codes (rows, grid) of the top of the picture that is to be edited."""
-    import torch.nn.functional as F
-
-    usual = config.rows // 2 if preset.data.name in TWICE else max(1, config.rows * 15 // 32)  # P 3.3
-    rows = usual if args.rows is None else args.rows
-    if not 0 < rows < config.rows:
-        raise ValueError(f"--rows must lie in 1 … {config.rows - 1}, as this run draws {config.rows} rows, got {rows}")
-    kept, size = (rows * dvae.config.downsample, preset.data.width), (preset.data.height, preset.data.width)
-    image = read_picture(args.image, device, size, kept)
-    below = (0, 0, 0, size[0] - image.shape[1])  # what is not there is white
-    return dvae.encode(F.pad(image, below, value=1.0)[None])[0, :rows]
-
-
-def scorer(args: argparse.Namespace, device):
-    """What ranks: a function (caption, images (n, 3, height, width) in [0, 1]) -> scores (n,)."""
-    import torch.nn.functional as F
-
-    from minidalle.checkpoint import load_clip
-    from minidalle.scale import released
-    from minidalle.sequence import tokenize
-
-    if args.clip is None:
-        bpe, clip = load_clip(args.run)
-        check_captions(args.captions, bpe)
-        clip = clip.to(device)
-        return lambda caption, images: clip.rank(tokenize(bpe, [caption], clip.config.context)[0].to(device), images)
-    kind, _, file = args.clip.partition(":")
-    if kind not in ("released", "openclip") or not file:
-        raise ValueError(f"--clip must be released:FILE or openclip:FILE, got {args.clip!r}")
-    clip, tokens = released.load_clip(file, Path(file).parent / "tokenizer.json", quick_gelu=kind == "released")
-    clip, size = clip.to(device), (clip.config.height, clip.config.width)
-
-    def score(caption, images):
-        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-        return clip.rank(tokens([caption])[0].to(device), images)
-
-    return score
-
-
-def rank_images(args: argparse.Namespace):
-    """`rank`: the files with their scores, best first."""
-    import torch
-
-    from minidalle.checkpoint import load_preset_of
-    from minidalle.train import pick_device
-
-    device = pick_device(args.device)
-    score = scorer(args, device)
-    if args.run:
-        drawn = load_preset_of(args.run).data
-        images = [read_picture(path, device, (drawn.height, drawn.width)) for path in args.images]
-    else:
-        images = [read_middle(path, device) for path in args.images]
-    scores = score(args.captions[0], torch.stack(images)).tolist()
-    for score, path in sorted(zip(scores, args.images), key=lambda pair: -pair[0]):
-        print(f"{score:6.3f}  {path}")
-
-
-def print_plan(args: argparse.Namespace, settings: dict):
-    """`plan`: see scale/plan.py."""
-    from minidalle.config import load_preset
-    from minidalle.scale.plan import plan
-
-    preset = load_preset(args.preset, overrides=settings)
-    print("\n".join(plan(preset, args.gpus, args.gpu, args.utilisation)))
-
-
-def write_shards(args: argparse.Namespace):
-    """`shards`: see scale/shards.py."""
-    from minidalle.scale import shards
-
-    count, skipped = shards.write(args.folder, args.out, args.per_shard)
-    if skipped:
-        warnings.warn(f"skipped {skipped}", stacklevel=1)
-    print(f"{count} pictures in {len(list(args.out.glob('*.tar')))} shards in {args.out}")
-
-
-def encode_shards(args: argparse.Namespace, settings: dict):
-    """`encode`: see scale/shards.py."""
-    from minidalle.config import load_preset
-    from minidalle.scale import shards
-    from minidalle.train import pick_device
-
-    device, preset = pick_device(args.device), load_preset(args.preset, overrides=settings)
-    dvae = dvae_from(args.dvae).to(device)
-    size = preset.data.height, preset.data.width
-    done, skipped = shards.encode(shards.find(args.shards), args.out, dvae, *size, device)
-    if skipped:
-        named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:10])
-        warnings.warn(f"skipped {len(skipped)}: {named}{', …' if len(skipped) > 10 else ''}", stacklevel=1)
-    print(f"encoded {done} pictures into {args.out}")
-
-
-def train_sharded(args: argparse.Namespace, settings: dict):
-    """`train`: see scale/sharded.py."""
-    import dataclasses
-
-    from minidalle.bpe import BPE
-    from minidalle.config import load_preset
-    from minidalle.scale import sharded
-
-    preset = load_preset(args.preset, overrides=settings, budget=args.budget)
-    dvae = dvae_from(args.dvae)
-    make_bpe = (lambda: BPE.load(args.bpe)) if args.bpe else None
-    sharded.train(
-        dataclasses.replace(preset, dvae=dvae.config), args.shards, dvae, args.out, args.seed, args.device, args.resume,
-        args.streams or 0, not args.no_recompute, args.workers, make_bpe,
-    )  # fmt: skip
-
-
-def dvae_from(source: str):
-    """The dVAE of a run's folder, or of "released:FOLDER"."""
-    from minidalle.checkpoint import load_dvae
-    from minidalle.scale import released
-
-    kind, _, folder = source.partition(":")
-    return released.load_dvae(folder) if kind == "released" else load_dvae(Path(source))
-
-
-def read_picture(path: Path, device, *sizes: tuple[int, int]):
-    """(3, height, width) float32 in [0, 1], without our mark, resized to the one of the sizes (height, width) whose shape it has."""
-    import torch
-
-    from minidalle.data.folder import read
-    from minidalle.studio.provenance import without_mark
-    from minidalle.train import to_float
-
-    return to_float(torch.from_numpy(read(path, *sizes, prepare=without_mark)).to(device))
-
-
-def read_middle(path: Path, device, side: int = 224):
-    """(3, side, side) float32 in [0, 1], the largest square in the middle of the picture, averaged down or enlarged."""
-    import torch
-
-    from minidalle.data import folder
-    from minidalle.studio.provenance import without_mark
-    from minidalle.train import to_float
-
-    try:
-        folder.check_header(path, aspect=float("inf"))
-        picture = without_mark(folder.decode(path, least=side))
-    except ValueError as reason:
-        raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
-    middle = folder.view_box(picture.size, side, side, None)
-    return to_float(torch.from_numpy(folder.cut(picture, middle, side, side)).to(device))
-
-
-def check_captions(captions: list[str], bpe):
-    """Raise ValueError for an empty caption; warn of words that the run cannot know well."""
-    for caption in captions:
-        if not caption.strip():
-            raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
-        words = dict.fromkeys(re.findall(r"\w+", caption.lower()))  # each once
-        if strange := [word for word in words if len(bpe.encode(word)) > 1]:
-            warnings.warn(
-                f"the model reads {', '.join(map(repr, strange))} in pieces, because such words were rare or not there in "
-                "its captions: what it draws may not show them",
-                stacklevel=1,
-            )
-
-
-VERBS = {
-    "generate": draw, "edit": draw, "rank": rank_images, "verify": verify_picture,
-    "plan": print_plan, "shards": write_shards, "encode": encode_shards, "train": train_sharded,
+VERBS = {  # the function that does it, imported when it is asked for, so that --help needs no torch
+    "generate": "studio.draw:draw", "edit": "studio.draw:draw", "rank": "studio.draw:rank_images",
+    "verify": "studio.draw:verify_picture",
+    "plan": "scale.verbs:print_plan", "shards": "scale.verbs:write_shards", "encode": "scale.verbs:encode_shards",
+    "train": "scale.verbs:train_sharded",
 }  # fmt: skip
 WITH_SETTINGS = ("plan", "encode", "train")  # these take --transformer.n_layer=4 and the like
 

@@ -129,17 +129,18 @@ def load_preset_of(run: Path) -> Preset:
     return from_dict(Preset, config["preset"])
 
 
-def load_run(run: Path) -> tuple[Preset, BPE, DVAE, DALLE]:
-    """Everything that draws, from a run folder.
+def load_run(run: Path, dvae: DVAE | None = None) -> tuple[Preset, BPE, DVAE, DALLE]:
+    """Everything that draws, from a run folder; its dVAE from elsewhere if one is given.
 
     Raises ValueError where a part is missing, or where the transformer was trained with another tokenizer or dVAE.
     """
     run = Path(run)
     preset = load_preset_of(run)
-    bpe, dvae = load_bpe(run), load_dvae(run)
+    file = "--dvae" if dvae else "dvae.safetensors"
+    bpe, dvae = load_bpe(run), dvae or load_dvae(run)
     model, metadata = load_model(run / "transformer.safetensors", DALLE, TransformerConfig)
     check_hash(run / "transformer.safetensors", metadata, "tokenizer", bpe.hash, "bpe.json")
-    check_hash(run / "transformer.safetensors", metadata, "dvae", fingerprint(dvae.state_dict()), "dvae.safetensors")
+    check_hash(run / "transformer.safetensors", metadata, "dvae", fingerprint(dvae.state_dict()), file)
     return preset, bpe, dvae, model
 
 

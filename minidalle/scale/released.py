@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 
+from minidalle import checkpoint
 from minidalle.checkpoint import load_tensors
 from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD
 from minidalle.config import CLIPConfig, DVAEConfig
@@ -47,6 +48,12 @@ def load_dvae(folder: str | Path) -> DVAE:
     for name in ("encoder", "decoder"):
         put(getattr(dvae, name), module_tensors(Path(folder) / f"{name}.pkl"), Path(folder) / f"{name}.pkl")
     return dvae.to(memory_format=torch.channels_last).eval()
+
+
+def dvae_from(source: str) -> DVAE:
+    """The dVAE of a run's folder, or of "released:FOLDER"."""
+    kind, _, folder = source.partition(":")
+    return load_dvae(folder) if kind == "released" else checkpoint.load_dvae(Path(source))
 
 
 def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path):
@@ -300,3 +307,11 @@ def load_clip(weights: str | Path, vocabulary: str | Path, quick_gelu: bool = Tr
     put(clip, tensors, Path(weights))
     clip.mean, clip.std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return clip.eval(), Vocabulary(vocabulary, config.context)
+
+
+def clip_from(source: str) -> tuple[CLIP, Vocabulary]:
+    """CLIP ViT-B/32 from "released:FILE" (the release's GELU) or "openclip:FILE" (the exact one), with tokenizer.json beside it."""
+    kind, _, file = source.partition(":")
+    if kind not in ("released", "openclip") or not file:
+        raise ValueError(f"--clip must be released:FILE or openclip:FILE, got {source!r}")
+    return load_clip(file, Path(file).parent / "tokenizer.json", quick_gelu=kind == "released")

@@ -1,0 +1,48 @@
+"""The verbs of the full size: `plan`, `shards`, `encode`, `train`, each a few lines around the module of its name."""
+
+import argparse
+import dataclasses
+import warnings
+
+from minidalle.bpe import BPE
+from minidalle.config import load_preset
+from minidalle.scale import released, sharded, shards
+from minidalle.scale.plan import plan
+from minidalle.train import pick_device
+
+
+def print_plan(args: argparse.Namespace, settings: dict):
+    """`plan`: see scale/plan.py."""
+    preset = load_preset(args.preset, overrides=settings)
+    print("\n".join(plan(preset, args.gpus, args.gpu, args.utilisation)))
+
+
+def write_shards(args: argparse.Namespace):
+    """`shards`: see scale/shards.py."""
+    count, skipped = shards.write(args.folder, args.out, args.per_shard)
+    if skipped:
+        warnings.warn(f"skipped {skipped}", stacklevel=1)
+    print(f"{count} pictures in {len(list(args.out.glob('*.tar')))} shards in {args.out}")
+
+
+def encode_shards(args: argparse.Namespace, settings: dict):
+    """`encode`: see scale/shards.py."""
+    device, preset = pick_device(args.device), load_preset(args.preset, overrides=settings)
+    dvae = released.dvae_from(args.dvae).to(device)
+    size = preset.data.height, preset.data.width
+    done, skipped = shards.encode(shards.find(args.shards), args.out, dvae, *size, device)
+    if skipped:
+        named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:10])
+        warnings.warn(f"skipped {len(skipped)}: {named}{', …' if len(skipped) > 10 else ''}", stacklevel=1)
+    print(f"encoded {done} pictures into {args.out}")
+
+
+def train_sharded(args: argparse.Namespace, settings: dict):
+    """`train`: see scale/sharded.py."""
+    preset = load_preset(args.preset, overrides=settings, budget=args.budget)
+    dvae = released.dvae_from(args.dvae)
+    make_bpe = (lambda: BPE.load(args.bpe)) if args.bpe else None
+    sharded.train(
+        dataclasses.replace(preset, dvae=dvae.config), args.shards, dvae, args.out, args.seed, args.device, args.resume,
+        args.streams or 0, not args.no_recompute, args.workers, make_bpe,
+    )  # fmt: skip

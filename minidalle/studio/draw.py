@@ -1,0 +1,234 @@
+"""Drawing with a run that was trained: the verbs `generate`, `edit`, `rank` and `verify`.
+
+captions  ->  codes (sample.py)  ->  pictures (dvae.py)  ->  the best by CLIP (clip.py)  ->  marked PNGs (provenance.py)
+"""
+
+import argparse
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from minidalle import plots, sample
+from minidalle.bpe import BPE
+from minidalle.checkpoint import fingerprint, load_clip, load_preset_of, load_run
+from minidalle.config import TWICE, SampleConfig
+from minidalle.data import folder
+from minidalle.scale import released
+from minidalle.sequence import tokenize
+from minidalle.studio import provenance
+from minidalle.studio.provenance import without_mark
+from minidalle.train import decode_all, pick_device, to_float
+
+OPTIONS = ("temperature", "top_k", "top_p", "guidance")
+
+
+class LoadedRun:
+    """A run that draws: its tokenizer, dVAE and transformer, on one device."""
+
+    def __init__(self, run: Path, device: str = "auto", dvae: str | None = None):
+        """dvae: another place to take the dVAE from (see `released.dvae_from`), which has to be the one that the transformer
+        was trained with. Raises ValueError where a part is missing or does not fit the others."""
+        self.device = pick_device(device)
+        other = released.dvae_from(dvae) if dvae else None
+        self.preset, self.bpe, self.dvae, self.model = load_run(run, other)
+        self.model_hash = fingerprint(self.model.state_dict())
+        self.dvae, self.model = self.dvae.to(self.device), self.model.to(self.device)
+
+    def options(self, editing: bool = False, **asked) -> dict:
+        """temperature, top_k, top_p and guidance: as asked, and where that is None as the run was measured."""
+        usual = self.preset.edit if editing else self.preset.sample
+        options = {name: getattr(usual, name) if asked.get(name) is None else asked[name] for name in OPTIONS}
+        SampleConfig(**options).check()
+        if options["guidance"] != 1 and not self.preset.train.transformer.caption_dropout:
+            raise ValueError(
+                f"guidance {options['guidance']} needs a transformer that was trained with dropped captions, and this one was "
+                "not: leave it at 1, or train with --train.transformer.caption_dropout=0.1"
+            )
+        return options
+
+    def text(self, caption: str) -> torch.Tensor:
+        """The caption's tokens (text_len,). Raises ValueError for one that says nothing or does not fit."""
+        check_caption(caption, self.bpe)
+        return tokenize(self.bpe, [caption], self.model.config.text_len)[0]
+
+    def draw(self, caption: str, seeds: Sequence[int], options: dict, prefix=None, on_token=None) -> torch.Tensor:
+        """Codes (len(seeds), rows, grid), drawn in batches. on_token(first, cell, codes (n,)): after each cell of the
+        n pictures from `first` on."""
+        text, parts = self.text(caption), []
+        for k in sample.in_batches(len(seeds), self.model.config):
+            then = partial(on_token, k.start) if on_token else None
+            parts.append(
+                sample.generate(
+                    self.model, text, len(k), [seeds[i] for i in k], prefix=prefix, on_token=then, **options
+                )
+            )
+        return torch.cat(parts)
+
+    def paint(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (n, rows, grid) -> pictures (n, 3, height, width) in [0, 1] on the CPU."""
+        return decode_all(self.dvae, codes, self.device)
+
+    def paint_partly(self, codes: torch.Tensor, n: int) -> torch.Tensor:
+        """The same where only the first n codes of each are drawn: the rest is grey, and the decoder does not know it."""
+        step = self.dvae.config.downsample
+        one_hot = F.one_hot(codes, self.dvae.config.codebook_size).permute(0, 3, 1, 2).float()  # (n, K, rows, grid)
+        known = (torch.arange(codes[0].numel(), device=codes.device) < n).view_as(codes[0])  # (rows, grid)
+        with torch.no_grad():
+            pictures = self.dvae.paint((one_hot * known).to(self.device))
+        seen = known.repeat_interleave(step, 0).repeat_interleave(step, 1).to(self.device)
+        return torch.where(seen, pictures, 0.85).cpu()
+
+    def top_rows(self, image: Path, rows: int | None = None) -> torch.Tensor:
+        """The codes (rows, grid) of the top of a picture that is to be edited; rows None: half of a picture that shows a
+        thing twice, 15/32 of any other (P 3.3)."""
+        drawn, config = self.preset.data, self.model.config
+        usual = config.rows // 2 if drawn.name in TWICE else max(1, config.rows * 15 // 32)
+        rows = usual if rows is None else rows
+        if not 0 < rows < config.rows:
+            raise ValueError(
+                f"--rows must lie in 1 … {config.rows - 1}, as this run draws {config.rows} rows, got {rows}"
+            )
+        kept, size = (rows * self.dvae.config.downsample, drawn.width), (drawn.height, drawn.width)
+        picture = read_picture(image, self.device, size, kept)
+        below = (0, 0, 0, size[0] - picture.shape[1])  # what is not there is white
+        return self.dvae.encode(F.pad(picture, below, value=1.0)[None])[0, :rows]
+
+
+def draw(args: argparse.Namespace):
+    """`generate` and `edit`: n pictures for every caption, one PNG each, and a sheet of all."""
+    run = LoadedRun(args.run, args.device, args.dvae)
+    for caption in args.captions:
+        run.text(caption)  # all are looked at before the first is drawn
+    editing = args.verb == "edit"
+    options = run.options(editing, **{name: getattr(args, name) for name in OPTIONS})
+    score = scorer(args.run, args.clip, run.device)[0] if args.rerank else None
+    prefix = run.top_rows(args.image, args.rows) if editing else None
+    out = args.out or args.run / ("edited" if editing else "generated")
+    seeds, rows = range(args.seed, args.seed + (args.rerank or args.n)), []
+    for number, caption in enumerate(args.captions, start=1):
+        codes = under_a_bar(run, caption, seeds, options, prefix)
+        images = run.paint(codes)
+        order, scores = range(len(seeds)), None
+        if score is not None:
+            scores = score(caption, images)
+            order = scores.argsort(descending=True)[: args.n].tolist()
+        label = ""
+        for k in order:
+            path = out / f"{number:02d}-{slug(caption)}-seed{seeds[k]}.png"
+            save(path, run, images[k], caption, seeds[k], options, args.verb, not args.no_mark, args.upscale, args.key)
+            if args.gif:
+                given = 0 if prefix is None else len(prefix)
+                plots.save_gif(path.with_suffix(".gif"), frames_of(run, codes[k], given), args.upscale)
+            if scores is not None:
+                print(f"{scores[k]:6.3f}  {path}")
+        if scores is not None:
+            label = f"\nseed (score): {', '.join(f'{seeds[k]} ({scores[k]:.2f})' for k in order)}"
+        rows.append((caption + label, images[torch.tensor(order)]))
+    note = ", ".join(f"{name} {value}" for name, value in options.items())
+    plots.save_samples(out / "sheet.png", {f"{args.run}, {args.n} of seeds {seeds[0]} … {seeds[-1]}": rows}, note)
+    count = len(args.captions) * args.n
+    print(f"{count} picture{'' if count == 1 else 's'} and sheet.png in {out} ({note})")
+
+
+def slug(caption: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
+
+
+def save(path: Path, run: LoadedRun, image, caption, seed, options, verb, mark=True, upscale=1, key=None):
+    """One drawing (3, height, width), with all that it takes to draw it again."""
+    facts = {"prompt": caption, "seed": seed, "options": options, "verb": verb, "model": run.model_hash}
+    provenance.save(path, image, facts, mark, upscale, key)
+
+
+def under_a_bar(run: LoadedRun, caption: str, seeds: Sequence[int], options: dict, prefix) -> torch.Tensor:
+    """`LoadedRun.draw` with a progress bar that counts tokens."""
+    cells = run.model.config.n_image - (0 if prefix is None else prefix.numel())
+    with tqdm(total=len(seeds) * cells, unit="token", desc="draw") as bar:
+        return run.draw(caption, seeds, options, prefix, lambda first, cell, codes: bar.update(len(codes)))
+
+
+def frames_of(run: LoadedRun, codes: torch.Tensor, given: int) -> torch.Tensor:
+    """A picture (rows, grid) as it is drawn, code after code behind the first `given` rows: (frames, 3, height, width)."""
+    total = codes.numel()
+    every = max(1, total // 128)  # at most about 128 frames
+    return torch.cat([run.paint_partly(codes[None], n) for n in [*range(given * codes.shape[1], total, every), total]])
+
+
+def scorer(run: Path | None, clip: str | None, device: torch.device) -> tuple[Callable, BPE | None]:
+    """What ranks: a function (caption, images (n, 3, height, width) in [0, 1]) -> scores (n,), and the run's tokenizer
+    if it is the run's own CLIP. clip: released:FILE or openclip:FILE, None for the CLIP of the run."""
+    if clip is None:
+        bpe, model = load_clip(run)
+        model = model.to(device)
+        text = lambda caption: tokenize(bpe, [caption], model.config.context)[0].to(device)  # noqa: E731
+        return lambda caption, images: model.rank(text(caption), images), bpe
+    model, tokens = released.clip_from(clip)
+    model, size = model.to(device), (model.config.height, model.config.width)
+
+    def score(caption, images):
+        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        return model.rank(tokens([caption])[0].to(device), images)
+
+    return score, None
+
+
+def rank_images(args: argparse.Namespace):
+    """`rank`: the files with their scores, best first."""
+    device = pick_device(args.device)
+    score, bpe = scorer(args.run, args.clip, device)
+    if bpe is not None:
+        check_caption(args.captions[0], bpe)
+    if args.run:
+        drawn = load_preset_of(args.run).data
+        images = [read_picture(path, device, (drawn.height, drawn.width)) for path in args.images]
+    else:
+        images = [read_middle(path, device) for path in args.images]
+    images = torch.stack(images)
+    if args.dvae:
+        dvae = released.dvae_from(args.dvae).to(device)
+        images = decode_all(dvae, dvae.encode(images), device)
+    scores = score(args.captions[0], images).tolist()
+    for score, path in sorted(zip(scores, args.images), key=lambda pair: -pair[0]):
+        print(f"{score:6.3f}  {path}")
+
+
+def verify_picture(args: argparse.Namespace):
+    """`verify`: see studio/provenance.py."""
+    code, sentence = provenance.verify(args.image, args.public_key)
+    print(sentence)
+    raise SystemExit(code)
+
+
+def read_picture(path: Path, device, *sizes: tuple[int, int]):
+    """(3, height, width) float32 in [0, 1], without our mark, resized to the one of the sizes (height, width) whose shape it has."""
+    return to_float(torch.from_numpy(folder.read(path, *sizes, prepare=without_mark)).to(device))
+
+
+def read_middle(path: Path, device, side: int = 224):
+    """(3, side, side) float32 in [0, 1], the largest square in the middle of the picture, averaged down or enlarged."""
+    try:
+        folder.check_header(path, aspect=float("inf"))
+        picture = without_mark(folder.decode(path, least=side))
+    except ValueError as reason:
+        raise ValueError(f"{path}: {reason}; expected a JPEG, PNG or WebP picture") from None
+    middle = folder.view_box(picture.size, side, side, None)
+    return to_float(torch.from_numpy(folder.cut(picture, middle, side, side)).to(device))
+
+
+def check_caption(caption: str, bpe: BPE):
+    """Raise ValueError for an empty caption; warn of words that the run cannot know well."""
+    if not caption.strip():
+        raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
+    words = dict.fromkeys(re.findall(r"\w+", caption.lower()))  # each once
+    if strange := [word for word in words if len(bpe.encode(word)) > 1]:
+        warnings.warn(
+            f"the model reads {', '.join(map(repr, strange))} in pieces, because such words were rare or not there in its "
+            "captions: what it draws may not show them",
+            stacklevel=1,
+        )
