@@ -27,9 +27,8 @@ import time
 from pathlib import Path
 
 import side_by_side
-from side_by_side import ROOT
-
 from minidalle.cli import positive, run_command
+from side_by_side import ROOT
 
 CHANGES = {  # what is changed: the settings for train_tiny.py. Before the colon stands the stage that they concern.
     "as it is": {},

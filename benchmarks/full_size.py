@@ -6,8 +6,8 @@ Printed: the parameters of each of the paper's sizes, counted by PyTorch on the 
 and peak memory of encoding one picture of 256 x 256 with a dVAE of the released size (random weights: the released
 files are not part of this project); what the planner says that the forward pass of small models keeps, beside what PyTorch keeps;
 pictures a second read from tar shards of JPEGs of 64 x 64, by one process alone and with one and two workers; and 20 updates
-of a tiny transformer by one process, by two, and begun by two and ended by one after SIGTERM: the largest difference of their
-losses and gradient norms, relative. All on the CPU.
+of a tiny transformer by one process, by two, and begun by two and ended by one after SIGTERM, and the other way round: the
+largest difference of their losses and gradient norms, relative. All on the CPU.
 """
 
 import io
@@ -61,18 +61,47 @@ def encode():
     )
 
 
+def streams_of(c, n: int):
+    """n random streams for a transformer of these settings: text (n, text_len) without pads, codes (n, rows * grid)."""
+    import torch
+
+    text = torch.cat([torch.randint(c.vocab_size, (n, c.text_len - 1)), torch.full((n, 1), -1)], dim=1)
+    return text, torch.randint(c.codebook_size, (n, c.n_image))
+
+
+def kept_for_backward(c, recompute: bool, half: bool) -> float:
+    """Bytes that PyTorch keeps between forward and backward for each stream, the model as in sharded training: what six
+    streams keep more than two, a quarter of it, so that weights and heads' gradients do not count."""
+    import torch
+
+    from minidalle.scale import sharded
+    from minidalle.transformer import DALLE
+
+    def once(n):
+        kept = {}  # address of a storage -> bytes
+
+        def note(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model.loss(*streams_of(c, n))
+        return sum(storage.nbytes() for storage in kept.values())
+
+    with sharded.processes("cpu"):
+        model = sharded.shard(DALLE(c), recompute, half)
+        return (once(6) - once(2)) / 4
+
+
 def keep():
     """Bytes between forward and backward, of each stream: PyTorch's and the planner's."""
     from dataclasses import replace
 
-    import torch
-    from small import counted
-
     from minidalle.config import load_preset
-    from minidalle.scale.plan import kept_numbers
-    from minidalle.transformer import DALLE
+    from minidalle.scale.plan import kept_bytes
 
-    print("\n| layers, width, positions, masks | PyTorch keeps, bytes a stream | planner | ratio |\n|---|---|---|---|")
+    print("\n| layers, width, positions, masks | blocks | PyTorch keeps, bytes a stream | planner | ratio |")
+    print("|---|---|---|---|---|")
     for n_layer, n_embd, text_len, side, masks in (
         (3, 64, 16, 8, "dalle"),
         (4, 128, 64, 16, "dalle"),
@@ -82,16 +111,14 @@ def keep():
             load_preset("tiny").transformer, n_layer=n_layer, n_head=4, n_embd=n_embd, text_len=text_len, rows=side, grid=side,
             vocab_size=300, codebook_size=90, masks=masks,
         )  # fmt: skip
-        model = DALLE(c)
-
-        def loss_of(n, c=c, model=model):
-            text = torch.cat([torch.randint(c.vocab_size, (n, c.text_len - 1)), torch.full((n, 1), -1)], dim=1)
-            return model.loss(text, torch.randint(c.codebook_size, (n, c.n_image))).total, model
-
-        kept = counted(loss_of, 3)[1] - counted(loss_of, 2)[1]
-        ours = 4 * kept_numbers(c, recompute=False)
-        shape = f"{n_layer}, {n_embd}, {text_len} + {side} × {side}, {masks}"
-        print(f"| {shape} | {kept:,} | {ours:,} | {ours / kept:.3f} |")
+        for recompute, half in ((False, False), (False, True), (True, False), (True, True)):
+            kept = kept_for_backward(c, recompute, half)
+            ours = kept_bytes(c, recompute, half) - recompute * kept_bytes(replace(c, n_layer=1), False, half)
+            if recompute:  # in the forward pass no block is whole yet, and the ends were taken away with it
+                ours += 4 * 2 * (c.text_len + c.n_image) * c.n_embd
+            how = f"{'computed again' if recompute else 'kept'}, {'bfloat16' if half else 'float32'}"
+            shape = f"{n_layer}, {n_embd}, {text_len} + {side} × {side}, {masks}"
+            print(f"| {shape} | {how} | {kept:,.0f} | {ours:,} | {ours / kept:.3f} |")
 
 
 def processes(folder: Path):
@@ -118,18 +145,30 @@ def processes(folder: Path):
     many = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run([sys.executable, *train, "--out", f"{folder}/one"])
     run([*many, *train, "--out", f"{folder}/two"])
-    begun = subprocess.Popen([*many, *train, "--out", f"{folder}/both"], cwd=ROOT, env=QUIET, stderr=subprocess.DEVNULL)
-    while not (folder / "both/state/000000007").exists() and begun.poll() is None:
-        time.sleep(0.01)
-    begun.send_signal(signal.SIGTERM)
-    begun.wait()
-    stopped = len(losses(folder / "both"))
-    run([sys.executable, *train, "--out", f"{folder}/both", "--resume"])
+    begun = {"two": "two processes"}
+    for name, first, then, words in (
+        ("2to1", [*many, *train], [sys.executable, *train], "two, stopped after {} updates, then one"),
+        ("1to2", [sys.executable, *train], [*many, *train], "one, stopped after {} updates, then two"),
+    ):
+        begun[name] = words.format(stop_and_go_on(folder / name, first, then))
     one = losses(folder / "one")
-    for name, what in (("two", "two processes"), ("both", f"two, stopped after {stopped} updates, then one")):
+    for name, what in begun.items():
         other = losses(folder / name)
         worst = max(abs(a - b) / abs(a) for x, y in zip(one, other) for a, b in zip(x, y))
         print(f"{what}: {len(other)} updates, largest difference from one process {worst:.1e}")
+
+
+def stop_and_go_on(out: Path, first: list[str], then: list[str]) -> int:
+    """Begin a run with one command, stop it by SIGTERM after its first saved state, end it with the other. Returns the
+    update after which it stopped."""
+    begun = subprocess.Popen([*first, "--out", str(out)], cwd=ROOT, env=QUIET, stderr=subprocess.DEVNULL)
+    while not (out / "state/000000007").exists() and begun.poll() is None:
+        time.sleep(0.01)
+    begun.send_signal(signal.SIGTERM)
+    begun.wait()
+    stopped = len(losses(out))
+    run([*then, "--out", str(out), "--resume"])
+    return stopped
 
 
 def run(command: list[str]):

@@ -14,7 +14,6 @@ import hashlib
 from pathlib import Path
 
 import side_by_side
-
 from minidalle.cli import positive, run_command
 
 NAMES = 64

@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 
 import side_by_side
-
 from minidalle.cli import parse_with_settings, positive, run_command
 
 GPUS = {"T4": 65e12, "RTX 4090": 165e12, "A100": 312e12, "H100 SXM": 989e12}  # operations per second, from data sheets

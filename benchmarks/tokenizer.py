@@ -23,7 +23,6 @@ import tempfile
 from pathlib import Path
 
 import side_by_side
-
 from minidalle.bpe import BPE
 
 PROSE = re.compile(r'"""[\s\S]*?"""|#.*')  # docstrings (and other long strings), comments

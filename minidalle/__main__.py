@@ -137,7 +137,9 @@ def at_scale(verbs):
     training.add_argument("--bpe", type=Path, help="a bpe.json (default: learned from the shards' captions)")
     training.add_argument("--streams", type=positive(int), help="pictures at a time in a process (default: all of its)")
     training.add_argument("--no-recompute", action="store_true", help="keep everything for the backward pass")
-    training.add_argument("--workers", type=int, default=0, help="processes that read for each process (default 0)")
+    training.add_argument(
+        "--workers", type=positive(int), default=0, help="processes that read for each process (default 0)"
+    )
     training.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 

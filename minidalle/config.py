@@ -16,10 +16,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DataConfig:
-    name: str = "shapes"  # which captioned pictures: see minidalle/data
-    folder: str = ""  # where they are, if the name is "folder"
+    name: str = "shapes"  # which captioned pictures, O: see minidalle/data
+    folder: str = ""  # where they are, if the name is "folder", O
     height: int = 256  # pixels, P 2.1
-    width: int = 256  # pixels
+    width: int = 256  # pixels, P 2.1
     pool: int = 4_000  # pictures drawn for training, O
     vocab_size: int = 16_384  # BPE entries asked for, P 2.2; a small corpus fills fewer
     fold: int = 0  # O: in a drawn world, which combinations are never trained on; see shapes.held_out
@@ -107,19 +107,19 @@ class CLIPConfig:
     A run takes height and width of its pictures, context and vocab_size of its text; no override sets these four.
     """
 
-    embed_dim: int = 512  # E, width of the space that both towers end in
-    height: int = 224  # pixels
-    width: int = 224  # pixels
-    patch: int = 32  # pixels, side of a square patch
-    image_width: int = 768
-    image_layers: int = 12
-    image_heads: int = 12
-    context: int = 77  # positions of text
-    vocab_size: int = 49_408  # of text, with the end-of-text token as its last id
-    text_width: int = 512
-    text_layers: int = 12
-    text_heads: int = 8
-    quick_gelu: bool = True  # x * sigmoid(1.702 x), as released; false: the exact GELU of open re-trainings
+    embed_dim: int = 512  # E, width of the space that both towers end in, SPEC 6b
+    height: int = 224  # pixels, SPEC 6b
+    width: int = 224  # pixels, SPEC 6b
+    patch: int = 32  # pixels, side of a square patch, SPEC 6b
+    image_width: int = 768  # SPEC 6b
+    image_layers: int = 12  # SPEC 6b
+    image_heads: int = 12  # SPEC 6b
+    context: int = 77  # positions of text, SPEC 6b
+    vocab_size: int = 49_408  # of text, with the end-of-text token as its last id, SPEC 6b
+    text_width: int = 512  # SPEC 6b
+    text_layers: int = 12  # SPEC 6b
+    text_heads: int = 8  # SPEC 6b
+    quick_gelu: bool = True  # x * sigmoid(1.702 x), as released; false: the exact GELU of open re-trainings, SPEC 6b
 
     def check(self):
         """Raise ValueError where no model can be built; CLIP and `load_preset` call it."""
@@ -140,19 +140,19 @@ class CLIPConfig:
 class StageConfig:
     """How one model is trained. Lengths are in updates, so that a budget can scale them all."""
 
-    updates: int
-    batch_size: int
-    lr: float
-    lr_end: float  # after `lr_updates`, along half a cosine
-    lr_updates: int
-    warmup: int = 0  # updates of linear warm-up
-    halve_at: tuple = ()  # updates at which the rate is halved, in place of the cosine
+    updates: int  # in all: SPEC 2, 5
+    batch_size: int  # pictures in an update: SPEC 2, 5
+    lr: float  # of AdamW: SPEC 2, 5
+    lr_end: float  # after `lr_updates`, along half a cosine: SPEC 2
+    lr_updates: int  # SPEC 2
+    warmup: int = 0  # updates of linear warm-up: SPEC 5
+    halve_at: tuple = ()  # updates at which the rate is halved, in place of the cosine: SPEC 5
     betas: tuple = (0.9, 0.999)  # P A.2
     eps: float = 1e-8  # P A.2, B.2
     weight_decay: float = 1e-4  # P A.2
-    clip: float = 0.0  # largest norm of the gradient; 0 = no clipping
+    clip: float = 0.0  # largest norm of the gradient, P B.2; 0 = no clipping
     ema_decay: float = 0.999  # P A.2
-    ema_every: int = 1  # updates between two steps of the average
+    ema_every: int = 1  # updates between two steps of the average, P B.2
     muon_lr: float = 0.0  # O: rate of Muon for the blocks' matrices; 0 = AdamW for everything, as the paper
 
 
@@ -160,16 +160,16 @@ class StageConfig:
 class DVAEStage(StageConfig):
     """SPEC 2, "schedules" and "augmentation" (P A.1, A.2)."""
 
-    updates: int = 3_000_000
-    batch_size: int = 512
-    lr: float = 1e-4
-    lr_end: float = 1.25e-6
-    lr_updates: int = 1_200_000
-    tau_start: float = 1.0  # temperature of the relaxation
-    tau_end: float = 1 / 16
-    tau_updates: int = 150_000
-    kl_weight: float = 6.6  # beta
-    kl_updates: int = 5_000
+    updates: int = 3_000_000  # P A.2
+    batch_size: int = 512  # P A.2
+    lr: float = 1e-4  # P A.2
+    lr_end: float = 1.25e-6  # P A.2
+    lr_updates: int = 1_200_000  # P A.2
+    tau_start: float = 1.0  # temperature of the relaxation, P A.2
+    tau_end: float = 1 / 16  # P A.2
+    tau_updates: int = 150_000  # P A.2
+    kl_weight: float = 6.6  # beta, P A.2
+    kl_updates: int = 5_000  # P A.2
     mirror: bool = True  # show half of the pictures mirrored, P A.1
     noise_updates: int = 0  # O: fade the Gumbel noise in over so many updates; 0 = full noise throughout
 
@@ -178,18 +178,18 @@ class DVAEStage(StageConfig):
 class TransformerStage(StageConfig):
     """SPEC 5, "optimizer" and "loss" (P B.2, P 2.2)."""
 
-    updates: int = 430_000
-    batch_size: int = 1024
-    lr: float = 4.5e-4
-    lr_end: float = 4.5e-4  # the paper halves on plateau instead; when is not stated
-    lr_updates: int = 430_000
-    warmup: int = 5_000
+    updates: int = 430_000  # P B.2
+    batch_size: int = 1024  # P B.2
+    lr: float = 4.5e-4  # P B.2
+    lr_end: float = 4.5e-4  # the paper halves on plateau instead, P B.2; when is not stated
+    lr_updates: int = 430_000  # O: of no effect, as the rate is halved instead
+    warmup: int = 5_000  # P B.2
     halve_at: tuple = (250_000, 290_000, 330_000, 370_000, 400_000)  # five times (P B.2); the updates are O
-    betas: tuple = (0.9, 0.96)
-    weight_decay: float = 4.5e-2
-    clip: float = 4.0
-    ema_decay: float = 0.99
-    ema_every: int = 25
+    betas: tuple = (0.9, 0.96)  # P B.2
+    weight_decay: float = 4.5e-2  # P B.2
+    clip: float = 4.0  # P B.2
+    ema_decay: float = 0.99  # P B.2
+    ema_every: int = 25  # P B.2
     text_weight: float = 1 / 8  # of the text loss; the image loss has the rest, P 2.2
     bpe_dropout: float = 0.1  # P 2.2
     caption_dropout: float = 0.0  # O: share of captions emptied, which guidance needs
@@ -200,16 +200,16 @@ class TransformerStage(StageConfig):
 class CLIPStage(StageConfig):
     """Radford et al. 2021, tables 18 and 19, for ViT-B/32: 32 passes over 400 million pairs."""
 
-    updates: int = 390_625
-    batch_size: int = 32_768
-    lr: float = 5e-4
-    lr_end: float = 0.0
-    lr_updates: int = 390_625
-    warmup: int = 2_000
-    betas: tuple = (0.9, 0.98)
-    eps: float = 1e-6
-    weight_decay: float = 0.2
-    ema_decay: float = 0.0  # no average
+    updates: int = 390_625  # Radford: 32 · 400 million / batch_size
+    batch_size: int = 32_768  # Radford, table 18
+    lr: float = 5e-4  # Radford, table 19
+    lr_end: float = 0.0  # Radford: a cosine to 0
+    lr_updates: int = 390_625  # Radford, as updates
+    warmup: int = 2_000  # Radford, table 18
+    betas: tuple = (0.9, 0.98)  # Radford, table 18
+    eps: float = 1e-6  # Radford, table 18
+    weight_decay: float = 0.2  # Radford, table 18
+    ema_decay: float = 0.0  # no average, Radford
     alike: int = 1  # O: nearly equal captions that stand together in a batch, as hard negatives; 1 = off
     reconstructed: float = 0.0  # O: share of the pictures that are shown as the dVAE paints them
 
@@ -219,15 +219,15 @@ class TrainConfig:
     dvae: DVAEStage = field(default_factory=DVAEStage)
     transformer: TransformerStage = field(default_factory=TransformerStage)
     clip: CLIPStage = field(default_factory=CLIPStage)
-    log_every: int = 50  # updates between two lines of metrics.jsonl
-    save_every: int = 1_000  # updates between two saved states
+    log_every: int = 50  # updates between two lines of metrics.jsonl, O
+    save_every: int = 1_000  # updates between two saved states, O
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     temperature: float = 1.0  # P 3
-    top_k: int = 0  # 0 = all codes
-    top_p: float = 1.0  # 1 = all codes
+    top_k: int = 0  # 0 = all codes, P 3
+    top_p: float = 1.0  # 1 = all codes, P 3
     guidance: float = 1.0  # O: 1 = none
 
     def check(self):

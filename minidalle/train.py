@@ -304,10 +304,15 @@ def unflatten(optimizers: list, tensors: dict[str, torch.Tensor]):
 
 
 class Interrupt:
-    """Inside the `with` block, Ctrl-C and SIGTERM do not break off an update: the first is noted in `asked`."""
+    """Inside the `with` block, Ctrl-C and SIGTERM do not break off an update: the first is noted in `asked`.
+
+    A second one breaks off at once, unless it comes within `grace` seconds: then it is taken for the first one over again.
+    """
+
+    def __init__(self, grace: float = 0.0):
+        self.grace, self.asked = grace, False
 
     def __enter__(self):
-        self.asked = False
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -315,9 +320,10 @@ class Interrupt:
         return self
 
     def note(self, number, frame):
-        if self.asked:
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
+        elif time.monotonic() > self.since + self.grace:
             raise KeyboardInterrupt
-        self.asked = True
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

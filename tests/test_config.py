@@ -1,10 +1,13 @@
 """Presets, overrides, budgets, and the way back from JSON."""
 
 import dataclasses
+import inspect
 import json
+import re
 
 import pytest
 
+from minidalle import config
 from minidalle.config import PRESETS, DVAEStage, Preset, TransformerConfig, TransformerStage, from_dict, load_preset
 
 
@@ -112,3 +115,20 @@ def test_the_budget_scales_every_length_and_nothing_else():
 def test_bad_settings_are_refused_in_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_preset(**arguments)
+
+
+@pytest.mark.parametrize("name", [
+    "DataConfig", "DVAEConfig", "TransformerConfig", "CLIPConfig", "StageConfig", "DVAEStage", "TransformerStage", "CLIPStage",
+    "SampleConfig",
+])  # fmt: skip
+def test_each_field_names_where_its_value_comes_from(name):
+    """A mark of SPEC.md (P, C, A, D, O), a section of it, or CLIP's paper."""
+    lines = inspect.getsource(getattr(config, name)).splitlines()
+    starts = [n for n, line in enumerate(lines) if re.match(r"    [a-z_]+: ", line)]
+    assert len(starts) >= 4
+    for n in starts:
+        last = next(
+            (m for m in range(n + 1, len(lines)) if re.match(r"    \S", lines[m]) and lines[m] != "    )"), len(lines)
+        )
+        comment = " ".join(line.partition("#")[2] for line in lines[n:last])
+        assert re.search(r"\b([PCAD] [A-Z\d]|P Fig|SPEC \d|Radford|[CO]\b)", comment), lines[n]

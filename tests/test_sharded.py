@@ -1,9 +1,11 @@
 """Sharded training with real processes on the CPU (gloo): the same losses as one process, memory as planned, resuming."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +19,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from minidalle.bpe import BPE
 from minidalle.checkpoint import load_run, save_model
 from minidalle.config import DVAEConfig, load_preset
 from minidalle.data import shapes
 from minidalle.dvae import DVAE
+from minidalle.scale import run as run_module
 from minidalle.scale import sharded, shards
+from minidalle.train import Interrupt
 from minidalle.transformer import DALLE
 
 ROOT = Path(__file__).parent.parent
@@ -115,23 +120,22 @@ def test_streams_at_a_time_and_recomputing_change_nothing(world, alone):
 
 
 def test_pictures_give_the_losses_of_their_codes(world, alone):
+    """The same run, from shards of pictures that the dVAE encodes as they come, read by a worker of each process."""
     run(world, world / "pixels", 2, "--workers", "1", shards="tars")
-    assert (
-        metrics(world / "pixels")[0]["step"] == 1 and metrics(world / "pixels")[-1]["loss"] < metrics(alone)[0]["loss"]
-    )
+    assert_same_run(world / "pixels", alone)
 
 
 def test_the_loss_of_an_update_is_that_of_the_whole_batch(world, alone):
     """The first record against the same model and batch by `DALLE.loss`, without any of the sharded code."""
     preset, bpe, dvae, trained = load_run(alone)
-    with sharded.processes("cpu") as (_, _, device):
-        first = sharded.Training(preset, trained.config, device, 0, True, dvae.codebook)
+    with sharded.processes("cpu") as team:
+        first = sharded.Training(preset, trained.config, team, 0, True, dvae.codebook)
         model = DALLE(trained.config)
         model.load_state_dict(sharded.whole(first.model.state_dict()))
     stream = shards.Stream(
-        shards.find(f"{world}/codes/*.tar"), 8, partial(sharded.read_codes, model.config), 0, 0, 1, {}
+        shards.find(f"{world}/codes/*.tar"), 8, partial(run_module.read_codes, model.config), 0, 0, 1, {}
     )
-    text, codes = sharded.as_tokens(next(shards.batches(stream)), first, bpe, dvae, 0)
+    text, codes = run_module.as_tokens(next(shards.batches(stream)), first, bpe, dvae)
     loss = model.loss(text, codes, text_weight=0.125)
     record = metrics(alone)[0]
     assert (record["loss"], record["text"], record["image"]) == pytest.approx([x.item() for x in loss], rel=1e-5)
@@ -145,12 +149,12 @@ def test_the_first_weights_are_those_of_the_model_and_no_process_builds_them_all
     plain = DALLE(config)
     plain.start_from_codebook(codebook, preset.train.transformer.codebook_std)
     monkeypatch.setattr(sharded, "DALLE", lambda config: built.append(DALLE(config)) or built[-1])
-    with sharded.processes("cpu") as (_, _, device):
+    with sharded.processes("cpu") as team:
         monkeypatch.setattr(sharded, "initialise", lambda model, *_: [p.is_meta for p in model.parameters()] and model)
         with pytest.raises(NotImplementedError):  # nothing can be copied out of the meta device
-            sharded.whole(sharded.Training(preset, config, device, 0, True, codebook).model.state_dict())
+            sharded.whole(sharded.Training(preset, config, team, 0, True, codebook).model.state_dict())
         monkeypatch.undo()
-        ours = sharded.whole(sharded.Training(preset, config, device, 0, True, codebook).model.state_dict())
+        ours = sharded.whole(sharded.Training(preset, config, team, 0, True, codebook).model.state_dict())
     for name, value in plain.state_dict().items():
         assert ours[name].mean() == pytest.approx(value.mean().item(), abs=0.003), name
         assert ours[name].std() == pytest.approx(value.std().item(), rel=0.15, abs=1e-8), name
@@ -165,11 +169,11 @@ def test_bfloat16_blocks_give_nearly_the_same_loss_and_gradients():
     torch.manual_seed(0)
     text, codes, results = torch.randint(300, (2, 18)), torch.randint(88, (2, 16)), []
     text[:, -1] = -1
-    with sharded.processes("cpu") as (_, _, device):
+    with sharded.processes("cpu") as team:
         for half in (False, True):
             with torch.device("meta"):
                 model = DALLE(config)
-            model = sharded.initialise(sharded.shard(model, True, half), device, 0, torch.randn(88, 64), 0.0)
+            model = sharded.initialise(sharded.shard(model, True, half), team.device, 0, torch.randn(88, 64), 0.0)
             loss = model.loss(text, codes)
             loss.total.backward()
             gradients = sharded.whole({name: p.grad for name, p in model.named_parameters()})
@@ -189,9 +193,11 @@ def test_it_goes_on_with_another_number_of_processes(world, alone, before, after
     )
     wait_for(lambda: (out / "state/000000007").exists(), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate()
+    said = process.communicate()[1]
     done = sharded.states(out / "state")[-1]
     assert 7 <= int(done.name) < UPDATES and len(metrics(out)) == int(done.name)  # saved where it was stopped
+    assert f"stopped and saved after update {int(done.name)} of {UPDATES}" in said
+    load_run(out)  # it draws already
     stop = subprocess.Popen(
         command(world, out, after, "--resume"), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
@@ -203,6 +209,38 @@ def test_it_goes_on_with_another_number_of_processes(world, alone, before, after
     last = [json.loads((path / "state/000000020/state.json").read_text())["positions"] for path in (out, alone)]
     assert last[0] == last[1]
     assert {path.suffix for path in (out / "state").rglob("*.*")} == {".safetensors", ".json"}
+
+
+def test_a_state_is_saved_once_and_leftovers_of_a_killed_save_go(world, alone, tmp_path):
+    preset, bpe, dvae, trained = load_run(alone)
+    (tmp_path / ".writing-000000000").mkdir()
+    (tmp_path / ".writing-000000000/shard-00001.safetensors").write_bytes(b"cut off")
+    with sharded.processes("cpu") as team:
+        training = sharded.Training(preset, trained.config, team, 0, True, dvae.codebook)
+        training.save(tmp_path)
+        files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+        training.save(tmp_path)
+        assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000"]
+
+
+def test_a_second_signal_within_its_grace_is_the_first_one_again():
+    for grace, expected in ((30, contextlib.nullcontext()), (0, pytest.raises(KeyboardInterrupt))):
+        with expected, Interrupt(grace) as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt.asked
+            time.sleep(0.001)
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_resuming_wants_its_own_tokenizer_but_not_the_shards_where_they_were(world, alone, tmp_path):
+    shutil.copytree(world / "codes", tmp_path / "moved/codes")
+    shutil.copytree(alone, tmp_path / "run")
+    assert run(tmp_path / "moved", tmp_path / "run", 0, "--resume", "--dvae", f"{world}/dvae").returncode == 0
+    BPE.train(["a photo"], 257).save(tmp_path / "other.json")
+    wrong = command(world, tmp_path / "run", 0, "--resume", "--bpe", str(tmp_path / "other.json"))
+    done = subprocess.run(wrong, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and "was begun with another tokenizer" in done.stderr, done.stderr
 
 
 def test_a_killed_process_stops_the_job_by_name_and_no_update_is_lost_or_repeated(world, alone):
@@ -241,10 +279,10 @@ MEMORY = """
 import dataclasses, sys, torch
 from minidalle.config import load_preset
 from minidalle.scale import plan, sharded
-with sharded.processes("cpu") as (rank, n, device):
+with sharded.processes("cpu") as team:
     preset = load_preset("tiny", overrides={"train.transformer.muon_lr": 0})
     config = dataclasses.replace(preset.transformer, vocab_size=300, rows=6, grid=6, codebook_size=88, n_embd=128, n_head=4)
-    training = sharded.Training(preset, config, device, 0, True, torch.randn(88, 64))
+    training = sharded.Training(preset, config, team, 0, True, torch.randn(88, 64))
     local = lambda tensors: sum(t.to_local().nbytes for t in tensors)
     p = list(training.model.parameters())
     text, codes = torch.randint(300, (2, 18)), torch.randint(88, (2, 36))
@@ -254,8 +292,8 @@ with sharded.processes("cpu") as (rank, n, device):
     training.update(text, codes, 1)
     have["moments"] = sum(local((s["exp_avg"], s["exp_avg_sq"])) for s in training.optimizer.state.values())
     numbers = [have[name] for name in ("weights", "gradients", "moments", "average")]
-    planned = [value // n for value in plan.state_bytes(config).values()]
-    sys.stdout.write(" ".join(map(str, ["BYTES", rank, *numbers, *planned])) + chr(10))  # at once: the other writes there too
+    planned = [value // team.count for value in plan.state_bytes(config).values()]
+    sys.stdout.write(" ".join(map(str, ["BYTES", team.rank, *numbers, *planned])) + chr(10))  # at once: the other writes there too
 """
 
 

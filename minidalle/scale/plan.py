@@ -14,9 +14,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from kernels.reference import dense_mask
 from minidalle.attention import layer_masks
-from minidalle.config import Preset, TransformerConfig, nearest
+from minidalle.config import DVAEConfig, Preset, TransformerConfig, nearest
+from minidalle.dvae import DVAE
 
 
 class GPU(NamedTuple):
@@ -79,19 +82,20 @@ def training_operations(c: TransformerConfig, recompute: bool) -> int:
     return 3 * sum(parts) + recompute * (parts[0] + parts[1])
 
 
-def kept_numbers(c: TransformerConfig, recompute: bool) -> int:
-    """Numbers that one stream's forward pass keeps for the backward pass, beside the weights.
+def kept_bytes(c: TransformerConfig, recompute: bool, half: bool = True) -> int:
+    """Bytes that one stream's forward pass keeps for the backward pass, beside the weights.
 
-    A block keeps 16 T C: its input, the norm of that, q, k and v, attention's result, the sum, the norm of that, and the
+    A block keeps 16 T C numbers: its input, the norm of that, q, k and v, attention's result, the sum, the norm of that, and the
     MLP's hidden layer (4 T C) before and after GELU; and T (H + 4) for attention's log-sum-exp and the norms' means and
     deviations. With `recompute` (activation checkpointing) it keeps its input alone, T C, and one block at a time is
     whole. At the end come the last norm's input and the gradient of the states that the heads read, 2 T C.
-    On a GPU each is counted with 2 bytes, bfloat16, though some sums of the residual stream are float32.
+    half: as on GPUs, all in bfloat16, 2 bytes, but for the residual stream (input and sum of a block), what is counted in
+    T (H + 4), and the end; else 4 bytes each.
     """
     T, C, H = c.text_len + c.n_image, c.n_embd, c.n_head
-    block = T * (16 * C + H + 4)
-    ends = 2 * T * C
-    return (c.n_layer * T * C + block if recompute else c.n_layer * block) + ends
+    block = (2 * 14 + 4 * 2 if half else 4 * 16) * T * C + 4 * T * (H + 4)
+    ends = 4 * 2 * T * C
+    return (c.n_layer * 4 * T * C + block if recompute else c.n_layer * block) + ends
 
 
 def cache_numbers(c: TransformerConfig) -> int:
@@ -106,12 +110,13 @@ def state_bytes(c: TransformerConfig) -> dict[str, int]:
 
 
 def gathered_bytes(c: TransformerConfig) -> int:
-    """What every GPU holds whole for a moment: embeddings and heads in float32, and the gradients of the heads; two blocks (one
-    at work, one on its way) in bfloat16; of one block the gradient in bfloat16 and, to be summed, in float32."""
+    """What every GPU holds whole for a moment. Of embeddings, norms and heads, R parameters, in float32: themselves, their
+    gradients, and these once more to be summed, 12 R; and the gradient of the heads as the loss computed it. Of a block, in
+    bfloat16: two of them (one at work, one on its way), the buffer in which they came, its gradient; and that in float32."""
     parts = parameters(c)
     block = parts["blocks, L (12 C² + 13 C)"] // c.n_layer
     rest = sum(parts.values()) - c.n_layer * block
-    return 4 * (rest + parts["text head (V C)"] + parts["image head (K C)"]) + (2 * 2 + 6) * block
+    return 12 * rest + 4 * (parts["text head (V C)"] + parts["image head (K C)"]) + (2 * 4 + 4) * block
 
 
 # --- planning ------------------------------------------------------------------------------------------------------
@@ -133,7 +138,7 @@ def layouts(c: TransformerConfig, batch: int, gpus: int):
     fixed = sum(state_bytes(c).values()) / gpus + gathered_bytes(c)
     for streams in (n for n in range(share, 0, -1) if share % n == 0):
         for recompute in (False, True):
-            kept = 2 * kept_numbers(c, recompute) * streams  # bfloat16
+            kept = kept_bytes(c, recompute) * streams
             yield Layout(gpus, streams, share // streams, recompute, fixed + kept)
 
 
@@ -157,6 +162,12 @@ def times(c: TransformerConfig, way: Layout, gpu: GPU, utilisation: float) -> tu
     one is computed, so an update takes the longer of the two, at best."""
     work = training_operations(c, way.recompute) * way.streams * way.steps
     return work / gpu.operations / utilisation, communication(c, way.gpus, way.steps) / bandwidth_of(gpu, way.gpus)
+
+
+def dvae_bytes(c: DVAEConfig) -> int:
+    """Of its weights, in float32."""
+    with torch.device("meta"):
+        return sum(p.nbytes for p in DVAE(c).parameters())
 
 
 def gpu_named(name: str) -> GPU:
@@ -195,7 +206,7 @@ def plan(preset: Preset, gpus: int, gpu_name: str, utilisation: float) -> list[s
         raise ValueError(what_is_missing(c, stage.batch_size, gpus, gpu, gpu_name))
     way = min(ways, key=lambda way: max(times(c, way, gpu, utilisation)))  # the first of equals: without recomputing
     return [
-        *describe_model(preset.name, c), "", *describe_memory(c, way, gpu, gpu_name), "",
+        *describe_model(preset.name, c), "", *describe_memory(c, way, gpu, gpu_name, dvae_bytes(preset.dvae)), "",
         *describe_time(c, way, gpu, stage, utilisation),
     ]  # fmt: skip
 
@@ -241,8 +252,8 @@ def describe_model(name: str, c: TransformerConfig) -> list[str]:
     ]
 
 
-def describe_memory(c: TransformerConfig, way: Layout, gpu: GPU, name: str) -> list[str]:
-    kept = {r: 2 * kept_numbers(c, r) for r in (False, True)}
+def describe_memory(c: TransformerConfig, way: Layout, gpu: GPU, name: str, dvae_bytes: int) -> list[str]:
+    kept = {r: kept_bytes(c, r) for r in (False, True)}
     choice = "with recomputing" if way.recompute else "without recomputing"
     spread = {f"{key}; 1/{way.gpus} of it": value / way.gpus for key, value in state_bytes(c).items()}
     return [
@@ -255,7 +266,8 @@ def describe_memory(c: TransformerConfig, way: Layout, gpu: GPU, name: str) -> l
         *table({f"all, of {gpu.bytes / 1e9:.0f}": way.bytes}, ",.2f", 1e9),
         f"  {way.streams} streams at a time, {way.steps} times an update, {choice}; a stream keeps "
         f"{kept[False] / 1e9:.2f} GB, or {kept[True] / 1e9:.2f} with recomputing",
-        f"  to train so: --streams {way.streams}{'' if way.recompute else ' --no-recompute'}",
+        f"  to train so: --streams {way.streams}{'' if way.recompute else ' --no-recompute'}, from {way.gpus} shards or more; "
+        f"if they hold pictures, not codes, each GPU needs {dvae_bytes / 1e9:.2f} GB more for the dVAE, and what it computes",
         f"  drawing: weights in bfloat16 {2 * sum(parameters(c).values()) / 1e9:.2f} GB, and keys and values, "
         f"2 L T C, {2 * cache_numbers(c) / 1e9:.2f} GB for each picture",
     ]

@@ -16,11 +16,15 @@ What cannot be used (no caption, a broken picture, the rest of a shard that was 
 Crops are those of `data/folder.py`. What is read is O; the augmentation is SPEC 2's.
 """
 
+import contextlib
 import glob
 import io
 import json
+import lzma
 import os
 import random
+import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +41,8 @@ from minidalle.train import to_float
 
 LANES = 1024  # at most, and so processes
 BUFFERS = 16_384  # samples that all lanes together hold, to shuffle them
+MEMORY = 2**30  # bytes that they have together, at most
+LARGEST = 2**26  # bytes of one file in a shard; a larger one is skipped
 PER_SHARD = 1_000  # pictures in a shard that `write` makes
 PATIENCE = 100  # so many more unusable samples than usable ones stop the reading
 ENCODED = "encoded.json"  # beside shards of codes: which dVAE made them
@@ -83,27 +89,47 @@ class Part(NamedTuple):
 
 def raw_samples(path: Path, skipped: list) -> Iterator[dict]:
     """The samples of one shard in their order: {"__key__": "000000017", "jpg": bytes, "txt": bytes}."""
-    from webdataset import tariterators
+    from webdataset.tariterators import group_by_keys
 
-    def note(error: Exception) -> bool:
-        skipped.append((str(path), f"cut off or no tar file: {str(error.args[:1])[:80]}"))
-        return False  # the rest of this shard is lost
+    def repeated(error: Exception) -> bool:
+        skipped.append((str(path), str(error.args[0])[:80]))
+        return True  # go on behind it
 
-    # Opened here: the library would take a name such as "pipe:…" for a command.
-    with path.open("rb") as stream:
-        files = tariterators.tar_file_expander(iter([{"url": str(path), "stream": stream}]), handler=note)
-        yield from tariterators.group_by_keys(files, handler=note)
+    yield from group_by_keys(members(path, skipped), handler=repeated)
 
 
-def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
-    """The same samples; each is drawn at random from the next `size` that have not been drawn."""
-    buffer = []
+def members(path: Path, skipped: list) -> Iterator[dict]:
+    """The files of one shard, as webdataset hands them on; the rest of one that is cut off is lost. The library's own reading
+    would take memory for a file of any size, and a name such as "pipe:…" for a command."""
+    try:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for info in tar:
+                if info.isreg() and info.size <= LARGEST:
+                    yield {"fname": info.name, "data": tar.extractfile(info).read(), "__url__": str(path)}
+                elif info.isreg():
+                    skipped.append((f"{path}:{info.name}", f"{info.size:,} bytes, over {LARGEST:,}"))
+                tar.members = []  # or it would remember them all
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        skipped.append((str(path), f"cut off or no tar file: {str(error)[:80]}"))
+
+
+def shuffled(samples: Iterator, size: int, limit: int, rng: random.Random) -> Iterator:
+    """The same samples; each is drawn at random from the next `size` that have not been drawn, fewer where these would have
+    more than `limit` bytes."""
+    buffer, held = [], 0
     for sample in samples:
         buffer.append(sample)
-        if len(buffer) == size:
-            yield buffer.pop(rng.randrange(size))
+        held += bytes_of(sample)
+        while len(buffer) == size or held > limit and len(buffer) > 1:
+            drawn = buffer.pop(rng.randrange(len(buffer)))
+            held -= bytes_of(drawn)
+            yield drawn
     rng.shuffle(buffer)
     yield from buffer
+
+
+def bytes_of(sample: dict) -> int:
+    return sum(len(value) for value in sample.values())
 
 
 def caption_of(sample: dict) -> str:
@@ -166,12 +192,13 @@ class Stream(IterableDataset):
         """Parts for ever; an error that stops the reading comes as the last."""
         try:
             yield from self.parts()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             yield error
 
     def parts(self):
         info = get_worker_info()
         mine = self.lanes[info.id :: info.num_workers] if info else self.lanes
+        allow_open_files(len(mine))
         skipped = []
         running = {lane: self.usable(lane, skipped) for lane in mine}
         while True:
@@ -208,8 +235,8 @@ class Stream(IterableDataset):
             found = False
             for place, path in enumerate(order[start:], start):
                 chance = random.Random(f"{self.seed} {epoch} {path.name}")
-                size = max(16, BUFFERS // self.n_lanes)
-                for n, sample in enumerate(shuffled(raw_samples(path, skipped), size, chance), 1):
+                size, limit = max(16, BUFFERS // self.n_lanes), MEMORY // self.n_lanes
+                for n, sample in enumerate(shuffled(raw_samples(path, skipped), size, limit, chance), 1):
                     found = True
                     if n > taken:
                         rng = np.random.default_rng(folder.hashed(self.seed, epoch, path.name, sample["__key__"]))
@@ -219,6 +246,16 @@ class Stream(IterableDataset):
             if len(empty) == len(self.paths):
                 raise ValueError(f"there is no sample in {', '.join(path.name for path in order[:3])}: {skipped[-1:]}")
             epoch, start = epoch + 1, 0
+
+
+def allow_open_files(count: int):
+    """Each lane has a shard open, and some systems allow only 256 open files, unless one asks for more."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < count + 256:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count + 256 if hard < 0 else min(hard, count + 256), hard))
 
 
 def stand_apart(_):
@@ -235,7 +272,7 @@ def batches(stream: Stream, workers: int = 0):
     while True:
         several = [next(parts) for _ in range(count)]
         for part in several:
-            if isinstance(part, ValueError):
+            if isinstance(part, Exception):
                 raise part
         yield Part(
             torch.cat([part.images for part in several]),
@@ -283,7 +320,9 @@ def encode(paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, de
         raise ValueError(
             f"each shard becomes one of its name in {out}: give shards of different names, and another folder"
         )
-    wanted = {"dvae": fingerprint(dvae.state_dict()), "height": height, "width": width}
+    if dvae.config.codebook_size > 2**16:
+        raise ValueError(f"codes are stored in 16 bits, so at most 65,536 of them, got {dvae.config.codebook_size}")
+    wanted = what_codes(dvae, height, width)
     if (out / ENCODED).exists() and read_json(out / ENCODED) != wanted:
         raise ValueError(f"{out} holds codes of another dVAE or another size of pictures: choose another folder")
     write_json(out / ENCODED, wanted)
@@ -322,7 +361,24 @@ def groups_of(items, size: int):
         yield group
 
 
-def check_encoded(out: Path, dvae: DVAE):
-    """Raise ValueError unless the shards of codes in the folder `out` come from this dVAE."""
-    if read_json(out / ENCODED).get("dvae") != fingerprint(dvae.state_dict()):
-        raise ValueError(f"the codes in {out} come from another dVAE: encode the pictures again, or give that dVAE")
+def are_encoded(paths: list[Path], dvae: DVAE, height: int, width: int) -> bool:
+    """Do these shards hold codes? Raises ValueError where some hold codes and some pictures, or codes of another dVAE or of
+    pictures of another size."""
+    folders = {path.parent for path in paths}
+    encoded = {folder for folder in folders if (folder / ENCODED).exists()}
+    if encoded and encoded != folders:
+        raise ValueError(
+            f"the shards in {sorted(encoded)[0]} hold codes, those in {sorted(folders - encoded)[0]} pictures: give one kind"
+        )
+    for place in sorted(encoded):
+        if read_json(place / ENCODED) != what_codes(dvae, height, width):
+            raise ValueError(
+                f"the codes in {place} come from another dVAE or another size of pictures: encode the pictures again, or "
+                "give that dVAE and size"
+            )
+    return bool(encoded)
+
+
+def what_codes(dvae: DVAE, height: int, width: int) -> dict:
+    """What stands in `ENCODED`: from which dVAE codes come, and from pictures of which size."""
+    return {"dvae": fingerprint(dvae.state_dict()), "height": height, "width": width}

@@ -1,12 +1,10 @@
 """The verbs of the full size: `plan`, `shards`, `encode`, `train`, each a few lines around the module of its name."""
 
 import argparse
-import dataclasses
 import warnings
 
-from minidalle.bpe import BPE
 from minidalle.config import load_preset
-from minidalle.scale import released, sharded, shards
+from minidalle.scale import released, run, shards
 from minidalle.scale.plan import plan
 from minidalle.train import pick_device
 
@@ -38,11 +36,10 @@ def encode_shards(args: argparse.Namespace, settings: dict):
 
 
 def train_sharded(args: argparse.Namespace, settings: dict):
-    """`train`: see scale/sharded.py."""
+    """`train`: see scale/run.py."""
     preset = load_preset(args.preset, overrides=settings, budget=args.budget)
     dvae = released.dvae_from(args.dvae)
-    make_bpe = (lambda: BPE.load(args.bpe)) if args.bpe else None
-    sharded.train(
-        dataclasses.replace(preset, dvae=dvae.config), args.shards, dvae, args.out, args.seed, args.device, args.resume,
-        args.streams or 0, not args.no_recompute, args.workers, make_bpe,
+    run.train(
+        preset, args.shards, dvae, args.out, args.seed, args.device, args.resume, args.streams or 0, not args.no_recompute,
+        args.workers, args.bpe,
     )  # fmt: skip
