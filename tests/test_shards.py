@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import tarfile
 
 import numpy as np
@@ -212,9 +213,13 @@ def test_codes_in_shards_are_those_of_the_dvae(pictures, tmp_path, capsys):
             for wrong in ((4, 4, 3), (2, 8, 12)):
                 with pytest.raises(ValueError, match="its codes are not"):
                     shards.codes_of(sample, *wrong)
-    shards.check_encoded(tmp_path / "codes", dvae)
-    with pytest.raises(ValueError, match="come from another dVAE"):
-        shards.check_encoded(tmp_path / "codes", DVAE(config))
+    codes = shards.find(f"{tmp_path}/codes/*.tar")
+    assert shards.are_encoded(codes, dvae, 16, 16) and not shards.are_encoded(paths, dvae, 16, 16)
+    for wrong in ((DVAE(config), 16), (dvae, 24)):
+        with pytest.raises(ValueError, match="come from another dVAE or another size"):
+            shards.are_encoded(codes, wrong[0], wrong[1], wrong[1])
+    with pytest.raises(ValueError, match="hold codes, those in .* pictures: give one kind"):
+        shards.are_encoded(codes + paths, dvae, 16, 16)
     for wrong in ((DVAE(config), 16), (dvae, 24)):
         with pytest.raises(ValueError, match="codes of another dVAE or another size"):
             shards.encode(paths, tmp_path / "codes", wrong[0], wrong[1], wrong[1], device)
@@ -234,6 +239,42 @@ def test_broken_codes_are_a_reason_to_skip():
     assert (shards.codes_of({"npy": small.getvalue()}, 4, 4, 12) == 0).all()
     with pytest.raises(ValueError, match="no codes"):
         shards.codes_of({}, 4, 4, 12)
+
+
+def test_files_too_large_and_names_given_twice_are_skipped_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "LARGEST", 1000)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("a.jpg", b"1"), ("a.txt", b"one"), ("b.jpg", bytes(1001)), ("b.txt", b"two"), ("b.txt", b"x"),
+                           ("../../c.txt", b"three")):  # fmt: skip
+            add(tar, name, data)
+    skipped = []
+    samples = {s["__key__"]: s for s in shards.raw_samples(tmp_path / "0.tar", skipped)}
+    assert samples["a"]["jpg"] == b"1" and samples["b"]["txt"] == b"two" and "jpg" not in samples["b"]
+    assert "1,001 bytes, over 1,000" in skipped[0][1] and "duplicate" in skipped[1][1] and len(skipped) == 2
+    assert not (tmp_path.parent.parent / "c.txt").exists()
+
+
+def test_a_buffer_of_large_samples_is_small():
+    samples, taken, most = [{"txt": bytes(100)} for _ in range(50)], 0, 0
+
+    def counted():
+        nonlocal taken
+        for sample in samples:
+            taken += 1
+            yield sample
+
+    for given, _ in enumerate(shards.shuffled(counted(), 20, 500, random.Random(0))):
+        most = max(most, taken - given)
+    assert most == 6 and given == 49  # 500 bytes, and the one that was over
+
+
+def test_a_shard_that_vanishes_stops_the_reading_with_its_name(folder):
+    reader = shards.batches(shards.Stream(shards.find(f"{folder}/*.tar"), 1, read, 0, 0, 1, {}), workers=1)
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(OSError, match=r"\.tar"):
+        for _ in range(50):
+            next(reader)
 
 
 def test_a_file_whose_name_is_a_command_runs_nothing(folder, monkeypatch):
