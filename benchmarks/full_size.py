@@ -4,7 +4,8 @@
 
 Printed: the parameters of each of the paper's sizes, counted by PyTorch on the meta device, beside the planner's formula; seconds
 and peak memory of encoding one picture of 256 x 256 with a dVAE of the released size (random weights: the released
-files are not part of this project); what the planner says that the forward pass of small models keeps, beside what PyTorch keeps;
+files are not part of this project); how far such a dVAE, read from stand-ins for the released files, is from the layer formula computed
+without our classes; how many of the files of tests/hostile.py are refused; what the planner says that the forward pass of small models keeps, beside what PyTorch keeps;
 pictures a second read from tar shards of JPEGs of 64 x 64, by one process alone and with one and two workers; and 20 updates
 of a tiny transformer by one process, by two, and begun by two and ended by one after SIGTERM, and the other way round: the
 largest difference of their losses and gradient norms, relative. All on the CPU.
@@ -59,6 +60,26 @@ def encode():
     print(
         f"\nfull-size dVAE, one picture to {tuple(codes.shape[1:])} codes: {seconds:.1f} s, peak of the process {peak:,.0f} MB"
     )
+
+
+def compare(folder: Path):
+    """Stand-ins for encoder.pkl and decoder.pkl, read by `load_dvae`, against the formula."""
+    import torch
+
+    from minidalle.scale.released import load_dvae
+    from tests.stand_ins import differences, make_dvae_files
+
+    tensors, image = make_dvae_files(folder), torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(5))
+    apart = differences(load_dvae(folder), tensors, image)
+    print(
+        f"stand-ins for the released dVAE, read from pickles, against the layer formula: logits {apart['logits']:.1e} of the "
+        f"largest, pixels {apart['pixels']:.1e}, {apart['codes']} of 1024 codes others (asked: 1e-5)"
+    )
+
+
+def refuse():
+    command = [sys.executable, "-m", "tests.hostile"]
+    print(subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True).stdout.strip())
 
 
 def streams_of(c, n: int):
@@ -216,7 +237,8 @@ if __name__ == "__main__":
     print(f"{side_by_side.machine()}\n")
     count()
     encode()
+    refuse()
     keep()
-    for part in (read, processes):
+    for part in (compare, read, processes):
         with tempfile.TemporaryDirectory() as folder:
             part(Path(folder))

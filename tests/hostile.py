@@ -1,0 +1,422 @@
+"""Files that try to do harm when they are read as published weights: `python -m tests.hostile` counts how many are refused.
+
+Each comes with its own reason, a pattern that the refusal has to match, and is read with 2 GB of address space more than the imports
+took. Refused means: by one sentence for that reason, in less than 2 s of processor time, and nothing was executed.
+"""
+
+import copy
+import copyreg
+import re
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from minidalle.scale.torchfile import module_tensors
+
+SECONDS, MEGABYTES = 2, 500
+
+
+class Hostile(NamedTuple):
+    name: str
+    reason: str  # a pattern for the refusal
+    path: Path
+    program: bytes = b""  # its pickle, where it would execute something if it were loaded as usual
+
+
+# --- pickles, put together by hand -------------------------------------------------------------------------------------
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(n: int) -> bytes:
+    if -(2**31) <= n < 2**31:
+        return b"J" + struct.pack("<i", n)
+    data = n.to_bytes(n.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def of(*items: bytes) -> bytes:
+    """A tuple."""
+    return b"(" + b"".join(items) + b"t"
+
+
+def named(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def put(k: int) -> bytes:
+    return b"r" + struct.pack("<I", k)
+
+
+def get(k: int) -> bytes:
+    return b"j" + struct.pack("<I", k)
+
+
+def storage(key: str = "0", count: int = 4, kind: str = "FloatStorage") -> bytes:
+    return of(text("storage"), named("torch", kind), text(key), text("cpu"), number(count)) + b"Q"
+
+
+def tensor(of_storage: bytes | None = None, offset: int = 0, size=(4,), stride=(1,)) -> bytes:
+    size, stride = (x if isinstance(x, bytes) else of(*map(number, x)) for x in (size, stride))
+    arguments = of(of_storage or storage(), number(offset), size, stride, b"\x89", b"}")
+    return named("torch._utils", "_rebuild_tensor_v2") + arguments + b"R"
+
+
+def module(parameters: bytes = b"}", children: bytes = b"}") -> bytes:
+    """An object with dictionaries of parameters and children."""
+    state = b"}(" + text("_parameters") + parameters + text("_modules") + children + b"u"
+    return named("torch.nn.modules.linear", "Identity") + b")\x81" + state + b"b"
+
+
+def weight(value: bytes) -> bytes:
+    return b"}" + text("w") + value + b"s"
+
+
+def tower(n: int) -> bytes:
+    """A tuple of twice a tuple of twice ...: 2^n parts in 5 n bytes."""
+    return b"N" + b"q\x00h\x00\x86" * n
+
+
+CONTROL = (
+    b"\x80\x02" + module(weight(tensor())) + b"."
+)  # this one is fine, and shows that the others are put together well
+NUMBERS = struct.pack("<4f", 0, 1, 2, 3)
+MAGIC = b"\x80\x02" + number(0x1950A86A20F9469CFC6C) + b"." + b"\x80\x02" + number(1001) + b"." + b"\x80\x02}."
+
+
+# --- the files -----------------------------------------------------------------------------------------------------------
+
+
+def archive(path: Path, program: bytes, data: bytes = NUMBERS, change=None, kind=zipfile.ZIP_STORED) -> Path:
+    """In torch's present format, with one storage. change(archive): to spoil it before its directory is written."""
+    with zipfile.ZipFile(path, "w", kind) as file:
+        file.writestr("archive/data.pkl", program)
+        file.writestr("archive/data/0", data)
+        if change:
+            change(file)
+    return path
+
+
+def legacy(path: Path, program: bytes, keys: bytes, data: bytes = struct.pack("<q", 4) + NUMBERS) -> Path:
+    path.write_bytes(MAGIC + program + keys + data)
+    return path
+
+
+def programs(mark: Path) -> list[tuple[str, str, bytes, bool]]:
+    """(name, reason, pickle, whether it would execute something)."""
+    touch = text(f"touch {mark}")
+    asks, system = r"it asks for {}, which is neither", named("posix", "system")
+    encoder, builder = named("dall_e.encoder", "Encoder"), named("torch._utils", "_rebuild_parameter")
+    ordered, fresh = named("collections", "OrderedDict"), named("torch.nn.modules.linear", "Identity")
+    executing = [
+        ("GLOBAL and REDUCE", asks.format("posix.system"), system + of(touch) + b"R."),
+        ("STACK_GLOBAL", asks.format("posix.system"), text("posix") + text("system") + b"\x93" + of(touch) + b"R."),
+        ("eval", asks.format("builtins.eval"), named("builtins", "eval") + of(text(f"open({str(mark)!r}, 'w')")) + b"R."),
+        ("exec", asks.format("builtins.exec"), named("builtins", "exec") + of(text(f"open({str(mark)!r}, 'w')")) + b"R."),
+        ("open", asks.format("io.open"), named("io", "open") + of(text(str(mark)), text("w")) + b"R."),
+        ("mkdir", asks.format("os.mkdir"), named("os", "mkdir") + of(text(str(mark))) + b"R."),
+        ("INST", "the instruction INST,", b"(" + touch + b"iposix\nsystem\n."),
+        ("extension, one byte", "the instruction EXT1,", b"\x82\xf0" + of(touch) + b"R."),
+        ("extension, two bytes", "the instruction EXT2,", b"\x83\xf0\x00" + of(touch) + b"R."),
+        ("extension, four bytes", "the instruction EXT4,", b"\x84\xf0\x00\x00\x00" + of(touch) + b"R."),
+        ("in a parameter", asks.format("posix.system"), module(weight(system + of(touch) + b"R")) + b"."),
+        ("in a dictionary's key", asks.format("posix.system"), b"}" + system + of(touch) + b"RNs."),
+    ]  # fmt: skip
+    others = [
+        ("import", asks.format("builtins.__import__"), named("builtins", "__import__") + of(text("os")) + b"R."),
+        ("getattr", asks.format("builtins.getattr"), named("builtins", "getattr") + of(text("a"), text("upper")) + b"R."),
+        ("torch.load", asks.format("torch.load"), named("torch", "load") + of(text(str(mark))) + b"R."),
+        ("torch.hub", asks.format("torch.hub.load"), named("torch.hub", "load") + of(touch, touch) + b"R."),
+        ("dots in a name", asks.format("torch.nn.modules.linear.torch.load"), text("torch.nn.modules") + text("linear.torch.load") + b"\x93."),
+        ("no name", asks.format(r"dall_e.x.1 \+ 1"), named("dall_e.x", "1 + 1") + b"."),
+        ("OBJ", "the instruction OBJ,", b"(" + encoder + b"o."),
+        ("NEWOBJ_EX", "the instruction NEWOBJ_EX,", encoder + b")}\x92."),
+        ("a text as persistent id", "the instruction PERSID,", b"Pposix.system\n."),
+        ("out-of-band buffer", "the instruction NEXT_BUFFER,", b"\x97."),
+        ("buffer made read-only", "the instruction READONLY_BUFFER,", b"N\x98."),
+        ("NEWOBJ of a builder", "it makes an object of a Builder", builder + b")\x81."),
+        ("NEWOBJ with arguments", "or with arguments", encoder + of(touch) + b"\x81."),
+        ("a class called", "it calls a type", encoder + b")R."),
+        ("a type of numbers called", "it calls a dtype", named("torch", "FloatStorage") + b")R."),
+        ("a text called", "it calls a str", text("posix.system") + b")R."),
+        ("BUILD on a builder", "it changes a Builder as if", builder + b"}" + text("make") + text("x") + b"sb."),
+        ("BUILD on a class", "it changes a type as if", encoder + b"}" + text("state") + b"}sb."),
+        ("BUILD on a tensor", "it changes a View as if", tensor() + b"}" + text("size") + b"Nsb."),
+        ("BUILD with a class attribute", "it has the name __class__", fresh + b")\x81}" + text("__class__") + encoder + b"sb."),
+        ("BUILD with a method", "it has the name __setstate__", fresh + b")\x81}" + text("__setstate__") + builder + b"sb."),
+        ("BUILD with slots", "the state of an object in it is a tuple", fresh + b")\x81}}\x86b."),
+        ("APPEND to an object", "it changes a Inert as if it were of type list", fresh + b")\x81Na."),
+        ("SETITEM on a class", "it changes a type as if it were of type dict", encoder + text("a") + b"Ns."),
+        ("endless persistent id", "it names a storage by a tuple", tower(2000) + b"Q."),
+        ("endless key of a storage", "of type tuple for a name",
+         of(text("storage"), named("torch", "FloatStorage"), tower(2000), text("cpu"), number(4)) + b"Q."),
+        ("endless kind", "not a storage", of(tower(2000), tower(2000), tower(2000), tower(2000), number(4)) + b"Q."),
+        ("endless count", "of other than 1", of(text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), tower(2000)) + b"Q."),
+        ("endless module", "what it holds is a tuple, expected a module", tower(2000) + b"."),
+        ("endless name", "of type tuple for a name", tower(2000) + text("system") + b"\x93."),
+        ("endless state", "the state of an object in it is a tuple", fresh + b")\x81" + tower(2000) + b"b."),
+        ("endless arguments", "it describes a tensor by other things", named("torch._utils", "_rebuild_tensor_v2") + of(tower(2000) + put(0) + get(0) * 3) + b"R."),
+        ("endless key", "of type tuple for a name", b"}" + tower(2000) + b"Ns."),
+        ("endless key among many", "of type tuple for a name", b"}(" + text("a") + b"N" + tower(2000) + b"Nu."),
+        ("endless set", "what it holds is a tuple", named("builtins", "set") + of(b"](" + tower(2000) + b"e") + b"R."),
+        ("keys that collide", "of type int for a name", b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(1, 50_000)) + b"u."),
+        ("a list copied by OrderedDict", "it fills an OrderedDict in the call",
+         b"](" + b"N" * 200_000 + b"e" + put(1) + ordered + put(2) + (get(2) + get(1) + b"\x85R") * 50_000 + b"."),
+        ("a list copied by set", "what it holds is a tuple",
+         b"](" + b"N" * 200_000 + b"e" + put(1) + named("builtins", "set") + put(2) + (get(2) + get(1) + b"\x85R") * 50_000 + b"."),
+        ("a list as size", "it describes a tensor by other things", b"](" + b"K\x01" * 200_000 + b"e" + put(1) + tensor(size=get(1), stride=get(1)) + b"."),
+        ("a long tuple as size", "a stride of at most 8", b"(" + b"K\x01" * 200_000 + b"t" + put(1) + tensor(size=get(1), stride=get(1)) + b"."),
+        ("many arguments, many times", "at most 8 arguments",
+         b"(" + b"N" * 200_000 + b"t" + put(1) + named("builtins", "set") + put(2) + (get(2) + get(1) + b"R") * 50_000 + b"."),
+        ("one state for many objects", "what it holds is a NoneType", b"}("
+         + b"".join(text(f"{k}") + b"N" for k in range(20_000)) + b"u" + put(1) + fresh + put(2) + (get(2) + b")\x81" + get(1) + b"b") * 50_000 + b"N."),
+        ("a bytearray of a terabyte", "1099511627776 bytes in a bytearray8", b"\x96" + struct.pack("<Q", 2**40) + b"."),
+        ("a text of four gigabytes", "4294967295 bytes in a unicodestring4", b"X\xff\xff\xff\xff."),
+        ("a text of an exabyte", "in a unicodestring8", b"\x8d" + struct.pack("<Q", 2**60) + b"."),
+        ("bytes of negative length", "long4 byte count < 0", b"\x8b\xff\xff\xff\xff."),
+        ("a number of a million digits", "digits", b"I" + b"9" * 1_000_000 + b"\n."),
+        ("a memo of 2^32 places", "what it holds is a NoneType", b"Nr\xff\xff\xff\xff."),
+        ("a memo that was never filled", "an instruction of it finds nothing", b"h\x07."),
+        ("an empty stack", "an instruction of it finds nothing", b"\x85."),
+        ("no end", "exhausted before seeing STOP", b"N"),
+        ("an unknown instruction", r"opcode b'\\xff' unknown", b"\xff."),
+        ("copies of the top", "the instruction DUP,", b"N" + b"2" * 1_000 + b"."),
+        ("many marks", "an instruction of it finds nothing", b"(" * 200_000 + b"\x85."),
+        ("many dictionaries", "what it holds is a dict", b"}" * 200_000 + b"."),
+        ("a million tuples in each other", "what it holds is a tuple", b"N" + b"\x85" * 1_000_000 + b"."),
+        ("lists in each other", "what it holds is a list", b"]" * 100_000 + b"a" * 99_999 + b"."),
+        ("a list in itself", "what it holds is a list", b"]" + put(0) + get(0) * 1000 + b"a" * 1000 + b"."),
+        ("many places in the memo", "what it holds is a NoneType", b"N" + b"\x94" * 200_000 + b"."),
+        ("many texts", "what it holds is a str", (b"X\x02\x00\x00\x00ab") * 30_000 + b"."),
+        ("many objects", "what it holds is a tuple", fresh + put(0) + (get(0) + b")\x81") * 30_000 + b")."),
+        ("many names", "what it holds is a type", named("dall_e.a", "b") * 20_000 + b"."),
+        ("a name of a million letters", "it asks for a", named("a" * 1_000_000, "b") + b"."),
+        ("modules 10,000 deep", "a name in it has more than 200 letters", deep(10_000)),
+        ("a module in itself", "a name in it has more than 200 letters", itself()),
+        ("ten children, twenty levels", "more than 10,000 parts", wide(10, 20)),
+        ("one dictionary for many modules", "more than 10,000 parts", shared(5_000, 5_000)),
+        ("a long name", "it has the name n{80}:", module(b"}" + text("n" * 201) + b"Ns")),
+        ("a name that clears the screen", r"it has the name \\x1b\[2J", module(b"}" + text("\x1b[2J") + b"Ns") + b"."),
+        ("parameters that are a list", "its _parameters are a list", module(b"]") + b"."),
+        ("a description of two megabytes", "its description has more than", b"N" * 2**21 + b"."),
+        ("no weights", "holds no module with weights", module() + b"."),
+        ("a storage of 2^60 numbers", "it has a storage of other than", module(weight(tensor(storage(count=2**60), size=(2**60,)))) + b"."),
+        ("a storage of -4 numbers", "it has a storage of other than", module(weight(tensor(storage(count=-4)))) + b"."),
+        ("a storage of no numbers", "it has a storage of other than", module(weight(tensor(storage(count=0)))) + b"."),
+        ("a storage that is not there", "its storage 1 should have 16 bytes, and has none", module(weight(tensor(storage("1")))) + b"."),
+        ("a storage of other bytes", "its storage 0 should have 32 bytes, and has 16", module(weight(tensor(storage(count=8)))) + b"."),
+        ("a storage described twice", "it describes the storage 0 in two ways",
+         module(b"}(" + text("a") + tensor() + text("b") + tensor(storage(kind="IntStorage")) + b"u") + b"."),
+        ("a tensor beyond its storage", "reaches beyond its storage of 4", module(weight(tensor(offset=2))) + b"."),
+        ("a tensor of repeated numbers", "reaches beyond its storage of 4", module(weight(tensor(size=(10**8,), stride=(0,)))) + b"."),
+        ("a tensor of nothing", "reaches beyond its storage of 4", module(weight(tensor(size=(0, 2**30), stride=(1, 1)))) + b"."),
+        ("a negative offset", "other things than whole numbers", module(weight(tensor(offset=-1))) + b"."),
+        ("a stride of 2^62", "other things than whole numbers", module(weight(tensor(size=(1,), stride=(2**62,)))) + b"."),
+        ("a size of another length", "it describes a tensor by other things", module(weight(tensor(size=(4, 1)))) + b"."),
+        ("a tensor of no storage", "it describes a tensor by other things", module(weight(tensor(text("none")))) + b"."),
+    ]  # fmt: skip
+    return [(*case, True) for case in executing] + [(*case, False) for case in others]
+
+
+def deep(n: int) -> bytes:
+    """Modules in each other: the innermost is written first."""
+    start = named("torch.nn.modules.linear", "Identity") + put(0) + text("_modules") + put(1) + text("a") + put(2)
+    inner = get(0) + b")\x81"
+    step = lambda below: get(0) + b")\x81}" + get(1) + b"}" + get(2) + below + b"ssb"  # noqa: E731
+    before, after = step(b"|").split(b"|")
+    return start + before * n + inner + after * n + b"."
+
+
+def itself() -> bytes:
+    return (
+        named("torch.nn.modules.linear", "Identity")
+        + b")\x81"
+        + put(0)
+        + b"}"
+        + text("_modules")
+        + b"}"
+        + text("a")
+        + get(0)
+        + b"ssb."
+    )
+
+
+def wide(children: int, levels: int) -> bytes:
+    """A module of so many children that are all the same one, which has so many children ..."""
+    program = module() + put(0)
+    for _ in range(levels):
+        program += module(children=b"}(" + b"".join(text(f"{k}") + get(0) for k in range(children)) + b"u") + put(0)
+    return program + b"."
+
+
+def shared(modules: int, parameters: int) -> bytes:
+    names = b"}(" + b"".join(text(f"{k}") + b"N" for k in range(parameters)) + b"u" + put(1)
+    one = module(get(1)) + put(2)
+    children = b"}(" + b"".join(text(f"{k}") + get(2) for k in range(modules)) + b"u"
+    return names + one + module(children=children) + b"."
+
+
+def spoiled_archives(folder: Path) -> list[Hostile]:
+    """Archives with harmless pickles, whose directory or numbers are not as they should be."""
+
+    def spoil(name: str, reason: str, change=None, patch=None, **options) -> Hostile:
+        path = archive(folder / f"{name}.zip", CONTROL, change=change, **options)
+        if patch:
+            path.write_bytes(patch(path.read_bytes()))
+        return Hostile(name, reason, path)
+
+    def entry(data: bytes, at: int, value: bytes) -> bytes:
+        """Overwrite a field in the directory's entry of the storage, the last."""
+        place = data.rindex(b"PK\1\2") + at
+        return data[:place] + value + data[place + len(value) :]
+
+    def repeat(n: int):
+        def change(file):
+            info = file.infolist()[-1]
+            for k in range(n):
+                file.filelist.append(copy.copy(info))
+                file.filelist[-1].filename = f"archive/data/{k}"
+
+        return change
+
+    def without_description(file):
+        file.filelist.pop(0)
+
+    def encrypted(data):
+        return entry(data, 8, b"\1")
+
+    huge = struct.pack("<I", 2**30)
+    return [
+        spoil("compressed", "is compressed", kind=zipfile.ZIP_DEFLATED),
+        spoil("compressed a thousand times", "is compressed", kind=zipfile.ZIP_LZMA, data=bytes(10_000_000)),
+        spoil("a part of a false size", "other sizes than the directory says", patch=lambda d: entry(d, 24, huge)),
+        spoil("a part that is stored longer", "other sizes than the directory says", patch=lambda d: entry(d, 20, huge)),
+        spoil("a part longer than the file", "other sizes than the directory says", patch=lambda d: entry(d, 20, huge * 2)),
+        spoil("one part under a thousand names", "other sizes than the directory says", repeat(1000), data=bytes(100_000)),
+        spoil("thirty thousand parts", "its directory has more than", repeat(30_000)),
+        spoil("a directory of four gigabytes", "a broken archive", patch=lambda d: d[:-10] + b"\xfe\xff\xff\xff" + d[-6:]),
+        spoil("without a description", "without data.pkl", without_description),
+        spoil("half an archive", "a broken archive", patch=lambda d: d[: len(d) // 2]),
+        spoil("without an end", "a broken archive", patch=lambda d: d[:-10]),
+        spoil("encrypted", "encrypted", patch=encrypted),
+        spoil("other numbers than were stored", "Bad CRC-32", patch=lambda d: d.replace(NUMBERS, NUMBERS[::-1])),
+    ]  # fmt: skip
+
+
+def spoiled_legacy(folder: Path) -> list[Hostile]:
+    """The older format, in which five pickles come first and then the numbers."""
+    keys, start = b"\x80\x02](" + text("0") + b"e.", MAGIC.split(b".")[0] + b"."
+    system = named("posix", "system") + of(text("true")) + b"R."
+    large = b"\x80\x02" + module(weight(tensor(storage(count=2**30), size=(2**30,)))) + b"."
+    asks = "it asks for posix.system"
+    made = [
+        ("code as magic number", asks, system + MAGIC + CONTROL + keys),
+        ("code as the computer's description", asks, MAGIC[:-2] + system + CONTROL + keys),
+        ("code as keys", asks, MAGIC + CONTROL + system),
+        ("neither format", "neither of torch's formats", start * 2 + CONTROL + keys),
+        ("not a pickle", "unknown|instruction", b"GIF89a" + bytes(1000)),
+        ("nothing", "exhausted before seeing STOP", b""),
+        ("keys that are no list", "other storages than its tensors need", MAGIC + CONTROL + text("0") + b"."),
+        ("keys without end", "other storages than its tensors need", MAGIC + CONTROL + b"]" + tower(2000) + b"a" + b"Na."),
+        ("a key without end", "of type tuple for a name", MAGIC + CONTROL + b"]" + tower(2000) + b"a."),
+        ("another key", "other storages than its tensors need", MAGIC + CONTROL + b"](" + text("1") + b"e."),
+        ("no keys", "other storages than its tensors need", MAGIC + CONTROL + b"]."),
+        ("a count of -4", "should have 4 numbers, and has -4", MAGIC + CONTROL + keys + struct.pack("<q", -4) + NUMBERS),
+        ("a count of 2^62", "should have 4 numbers, and has 46116860", MAGIC + CONTROL + keys + struct.pack("<q", 2**62)),
+        ("numbers cut off", "should have 16 bytes, and has 15", MAGIC + CONTROL + keys + struct.pack("<q", 4) + NUMBERS[:-1]),
+        ("storages larger than the file", "more bytes than the file", MAGIC + large + keys + struct.pack("<q", 2**30)),
+        ("a long description", "its description has more than", MAGIC + b"N" * 2**20 + CONTROL + keys),
+        ("five long descriptions", "its description has more than", MAGIC[:-2] + b"N" * 2**19 + b"}." + b"N" * 2**19 + CONTROL),
+    ]  # fmt: skip
+    files = [Hostile(f"older format: {name}", reason, folder / f"{name}.pkl") for name, reason, _ in made]
+    for file, (_, _, data) in zip(files, made):
+        file.path.write_bytes(data)
+    return files
+
+
+def hostile_files(folder: Path, mark: Path) -> list[Hostile]:
+    """Write them all. `mark` is what those that execute something would leave."""
+    files = []
+    for k, (name, reason, program, executes) in enumerate(programs(mark)):
+        path, program = archive(folder / f"{k}.zip", b"\x80\x02" + program), program if executes else b""
+        files.append(Hostile(name, reason, path, program))
+        if executes:
+            older = legacy(folder / f"{k}.pkl", b"\x80\x02" + program, b"].")
+            raw = folder / f"{k}.raw"
+            raw.write_bytes(program)
+            files += [Hostile(f"{name}, older format", reason, older), Hostile(f"{name}, as it is", reason, raw)]
+    sparse = folder / "sparse.pkl"
+    sparse.touch()
+    with sparse.open("r+b") as file:
+        file.truncate(3 * 2**30)
+    files.append(Hostile("three gigabytes of nothing", "more than any released file", sparse))
+    return files + spoiled_archives(folder) + spoiled_legacy(folder)
+
+
+# --- reading them --------------------------------------------------------------------------------------------------------
+
+
+def refusal(path: Path) -> tuple[str, float]:
+    """(what is said, seconds of processor time); a file that takes too long is interrupted."""
+
+    def stop(*_):
+        raise TimeoutError("it takes too long")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    started, said = time.process_time(), "nothing"
+    try:
+        module_tensors(path)
+    except ValueError as error:
+        said = str(error)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return said, time.process_time() - started
+
+
+def memory(field: str) -> float:
+    """MB of this process: VmSize its address space, VmRSS what it has, VmHWM the most that it had since `forget`."""
+    return int(re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def forget():
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> int:
+    copyreg.add_extension("posix", "system", 240)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        mark = folder / "mark"
+        files = hostile_files(folder, mark)
+        for fine in (archive(folder / "f.zip", CONTROL), legacy(folder / "f.pkl", CONTROL, b"](" + text("0") + b"e.")):
+            assert module_tensors(fine)["w"].tolist() == [0, 1, 2, 3]
+        limit = int((memory("VmSize") + 2048) * 2**20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        refused, slowest, largest = 0, 0.0, 0.0
+        for file in files:
+            forget()
+            before = memory("VmRSS")
+            said, seconds = refusal(file.path)
+            more = memory("VmHWM") - before
+            fits = re.search(file.reason, said) and "\n" not in said and len(said) < 600 and not mark.exists()
+            if fits and seconds < SECONDS and more < MEGABYTES:
+                refused += 1
+            else:
+                print(f"NOT REFUSED AS IT SHOULD BE: {file.name} ({seconds:.1f} s, {more:.0f} MB): {said[:400]}")
+            slowest, largest = max(slowest, seconds), max(largest, more)
+        print(f"hostile pickles: refused {refused} of {len(files)}, each for its own reason, nothing executed;")
+        print(f"at most {slowest:.1f} s of processor time for one, and {largest:.0f} MB")
+        return refused != len(files)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
