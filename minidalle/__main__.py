@@ -135,6 +135,10 @@ def at_scale(verbs):
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--budget", type=positive(float), default=1.0, help="multiplies the number of updates")
     training.add_argument("--bpe", type=Path, help="a bpe.json (default: learned from the shards' captions)")
+    training.add_argument(
+        "--clip",
+        help="what will rank this run's pictures: released:FILE or openclip:FILE, ViT-B/32 as safetensors (default: none)",
+    )
     training.add_argument("--streams", type=positive(int), help="pictures at a time in a process (default: all of its)")
     training.add_argument("--no-recompute", action="store_true", help="keep everything for the backward pass")
     training.add_argument(

@@ -199,6 +199,54 @@ def test_it_ranks_pictures_and_drawings(clip_file, vocabulary, tmp_path, capsys)
     assert len(scores) == 2 and scores[0] >= scores[1] and len(list((tmp_path / "out").glob("*seed*.png"))) == 2
 
 
+@pytest.fixture(scope="module")
+def small_run(clip_file, vocabulary, tmp_path_factory):
+    """(what it takes to train for one update, the run's folder), trained with --clip."""
+    (clip_file[0].parent / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "pictures").mkdir()
+    for k in range(4):
+        Image.effect_noise((32, 32), 60 * k).convert("RGB").save(folder / f"pictures/{k}.png")
+        (folder / f"pictures/{k}.txt").write_text(f"a photo of {k} cats")
+    main(["shards", str(folder / "pictures"), str(folder / "tars")])
+    sizes = {"transformer.text_len": 48, "transformer.n_layer": 1, "transformer.n_head": 2, "transformer.n_embd": 32,
+             "data.height": 32, "data.width": 32, "data.vocab_size": 260, "train.transformer.updates": 1,
+             "train.transformer.batch_size": 4, "train.transformer.muon_lr": 0}  # fmt: skip
+    train = ["train", "--preset", "tiny", "--shards", f"{folder}/tars/*.tar", "--dvae", str(ROOT / "lessons/weights"),
+             "--device", "cpu", *(f"--{key}={value}" for key, value in sizes.items())]  # fmt: skip
+    main([*train, "--out", str(folder / "run"), "--clip", f"openclip:{clip_file[0]}"])
+    return train, folder / "run"
+
+
+def test_a_run_keeps_the_clip_that_it_was_given(small_run, clip_file, tmp_path, capsys):
+    _, run = small_run
+    drawn = ["generate", "a photo", "--run", str(run), "--rerank", "3", "-n", "2", "--out", str(tmp_path)]
+    main([*drawn, "--device", "cpu"])
+    pictures = sorted(map(str, tmp_path.glob("*seed*.png")))
+    capsys.readouterr()
+    said = []
+    for more in ([], ["--clip", f"openclip:{clip_file[0]}"], ["--clip", f"released:{clip_file[0]}"]):
+        main(["rank", "a cat", *pictures, "--run", str(run), *more])
+        said.append(capsys.readouterr().out)
+    assert len(pictures) == 2 and said[0] == said[1] != said[2]
+    kept = run / released.VOCABULARY
+    words = kept.read_text()
+    kept.write_text(words + " ")
+    with pytest.raises(ValueError, match="was trained with another vocabulary"):
+        released.kept_clip(run)
+    kept.write_text(words)
+
+
+def test_training_with_a_bad_clip_leaves_nothing(small_run, tmp_path, capsys):
+    train, run = small_run
+    for clip, sentence in (("openclip:nowhere.safetensors", "does not exist"), ("mine", "must be released:FILE")):
+        with pytest.raises(SystemExit) as stop:
+            main([*train, "--out", str(tmp_path / "run"), "--clip", clip])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and sentence in said and said.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "clip, sentence", [("x", "must be released:FILE"), ("released:", "must be"), ("released:no", "not exist")]
 )

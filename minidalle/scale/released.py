@@ -7,15 +7,18 @@ The dVAE's two files are pickled *modules* (SPEC 2): to open them as they were m
 runs whatever code the file asks for. Here torchfile.py reads them, which builds tensors and nothing else.
 
 CLIP's weights come as safetensors with the release's names (open_clip publishes such files), its vocabulary as the
-tokenizer.json of the `tokenizers` library. The README says where to obtain the files; none of them is part of this project.
+tokenizer.json of the `tokenizers` library. A run keeps both, if it was given them (`keep_clip`). The README says where to
+obtain the files; none of them is part of this project.
 """
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import torch
 
 from minidalle import checkpoint
-from minidalle.checkpoint import load_tensors
+from minidalle.checkpoint import check_hash, load_model, load_tensors, replacing, save_model
 from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD
 from minidalle.config import CLIPConfig, DVAEConfig
 from minidalle.dvae import DVAE
@@ -70,7 +73,8 @@ class Vocabulary:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises this very class
             raise ValueError(f"{path} is no vocabulary of the tokenizers library (tokenizer.json): {error}") from None
-        self.context = context
+        self.path, self.context = Path(path), context
+        self.hash = hashlib.sha256(self.path.read_bytes()).hexdigest()
         if self.tokenizer.token_to_id("<|endoftext|>") != CLIPConfig().vocab_size - 1:
             raise ValueError(f"{path} is not CLIP's vocabulary: <|endoftext|> should be {CLIPConfig().vocab_size - 1}")
         self.marks = {self.tokenizer.token_to_id(mark) for mark in ("<|startoftext|>", "<|endoftext|>")}
@@ -105,3 +109,24 @@ def clip_from(source: str) -> tuple[CLIP, Vocabulary]:
     if kind not in ("released", "openclip") or not file:
         raise ValueError(f"--clip must be released:FILE or openclip:FILE, got {source!r}")
     return load_clip(file, Path(file).parent / "tokenizer.json", quick_gelu=kind == "released")
+
+
+VOCABULARY = "clip_tokenizer.json"  # in a run's folder, beside clip.safetensors
+
+
+def keep_clip(clip: CLIP, vocabulary: Vocabulary, run: Path):
+    """Make this CLIP that of a run: `generate --rerank` and `rank` use it from there on."""
+    with replacing(Path(run) / VOCABULARY) as aside:
+        shutil.copy(vocabulary.path, aside)
+    save_model(Path(run) / "clip.safetensors", clip, clip.state_dict(), vocabulary=vocabulary.hash)
+
+
+def kept_clip(run: Path) -> tuple[CLIP, Vocabulary] | None:
+    """What `keep_clip` has kept in this run, if anything. Raises ValueError where the two files do not belong together."""
+    path = Path(run) / "clip.safetensors"
+    if not (Path(run) / VOCABULARY).exists():
+        return None
+    clip, metadata = load_model(path, CLIP, CLIPConfig)
+    vocabulary = Vocabulary(Path(run) / VOCABULARY, clip.config.context)
+    check_hash(path, metadata, "vocabulary", vocabulary.hash, VOCABULARY)
+    return clip, vocabulary

@@ -23,7 +23,7 @@ from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, fingerprint, save_model
 from minidalle.config import Preset, TransformerConfig
 from minidalle.dvae import DVAE
-from minidalle.scale import shards
+from minidalle.scale import released, shards
 from minidalle.scale.sharded import Training, processes, states, whole
 from minidalle.sequence import tokenize
 from minidalle.train import Interrupt, seed_of, split_to_fit, to_float
@@ -48,9 +48,12 @@ def learn_bpe(paths: list[Path], vocab_size: int) -> BPE:
     return BPE.train(captions, vocab_size)
 
 
-def prepare(run_folder: Path, settings: dict, resume: bool, bpe: Path | None, learn: Callable, dvae: DVAE) -> Run:
-    """By process 0: the run's folder, with its settings, tokenizer (given, or learned now) and dVAE. Raises ValueError where
-    the folder holds another run."""
+def prepare(
+    run_folder: Path, settings: dict, resume: bool, bpe: Path | None, learn: Callable, dvae: DVAE, clip: str | None
+) -> Run:
+    """By process 0: the run's folder, with its settings, tokenizer (given, or learned now), dVAE and, if one is asked for,
+    CLIP. Raises ValueError where the folder holds another run."""
+    published = released.clip_from(clip) if clip else None  # a bad file is refused before there is a folder
     run = Run(run_folder, settings, resume)
     have = run.folder / "bpe.json"
     if not have.exists():
@@ -59,17 +62,20 @@ def prepare(run_folder: Path, settings: dict, resume: bool, bpe: Path | None, le
         raise ValueError(f"{run.folder} was begun with another tokenizer than {bpe}: leave out --bpe, it has its own")
     if not (run.folder / "dvae.safetensors").exists():
         save_model(run.folder / "dvae.safetensors", dvae, dvae.state_dict())
+    if published:
+        released.keep_clip(*published, run.folder)
     return run
 
 
 def train(
     preset: Preset, pattern: str, dvae: DVAE, run_folder: Path, seed: int = 0, device: str = "auto", resume: bool = False,
     streams: int = 0, recompute: bool = True, workers: int = 0, bpe: Path | None = None,
+    clip: str | None = None,
 ):  # fmt: skip
     """Train the preset's transformer on tar shards; every process calls this.
 
     streams: pictures that a process takes at a time; 0 = its whole share of the batch. bpe: a tokenizer; None = learned
-    from the captions. Raises ValueError for shards, settings or a folder that do not fit.
+    from the captions. clip: released:FILE or openclip:FILE, which is to rank the run's pictures. Raises ValueError for shards, settings or a folder that do not fit.
     """
     preset = dataclasses.replace(preset, dvae=dvae.config, data=dataclasses.replace(preset.data, name="shards"))
     with processes(device) as team:
@@ -80,7 +86,7 @@ def train(
             "shards": [path.name for path in paths],  # where they lie may change
         }  # fmt: skip
         learn = partial(learn_bpe, paths, preset.data.vocab_size)
-        team.by_the_first(lambda: runs.append(prepare(run_folder, settings, resume, bpe, learn, dvae)))
+        team.by_the_first(lambda: runs.append(prepare(run_folder, settings, resume, bpe, learn, dvae, clip)))
         tokenizer = BPE.load(run_folder / "bpe.json")
         training = Training(preset, fitted(preset, len(tokenizer)), team, seed, recompute, dvae.codebook)
         if saved := team.by_the_first(lambda: states(run_folder / "state")):

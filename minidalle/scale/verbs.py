@@ -41,5 +41,5 @@ def train_sharded(args: argparse.Namespace, settings: dict):
     dvae = released.dvae_from(args.dvae)
     run.train(
         preset, args.shards, dvae, args.out, args.seed, args.device, args.resume, args.streams or 0, not args.no_recompute,
-        args.workers, args.bpe,
+        args.workers, args.bpe, args.clip,
     )  # fmt: skip

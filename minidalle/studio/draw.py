@@ -162,13 +162,14 @@ def frames_of(run: LoadedRun, codes: torch.Tensor, given: int) -> torch.Tensor:
 
 def scorer(run: Path | None, clip: str | None, device: torch.device) -> tuple[Callable, BPE | None]:
     """What ranks: a function (caption, images (n, 3, height, width) in [0, 1]) -> scores (n,), and the run's tokenizer
-    if it is the run's own CLIP. clip: released:FILE or openclip:FILE, None for the CLIP of the run."""
-    if clip is None:
+    if it is a CLIP that was trained with it. clip: released:FILE or openclip:FILE, None for the CLIP of the run."""
+    published = released.clip_from(clip) if clip else released.kept_clip(run)
+    if published is None:
         bpe, model = load_clip(run)
         model = model.to(device)
         text = lambda caption: tokenize(bpe, [caption], model.config.context)[0].to(device)  # noqa: E731
         return lambda caption, images: model.rank(text(caption), images), bpe
-    model, tokens = released.clip_from(clip)
+    model, tokens = published
     model, size = model.to(device), (model.config.height, model.config.width)
 
     def score(caption, images):
