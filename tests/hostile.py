@@ -26,7 +26,6 @@ class Hostile(NamedTuple):
     name: str
     reason: str  # a pattern for the refusal
     path: Path
-    program: bytes = b""  # its pickle, where it would execute something if it were loaded as usual
 
 
 # --- pickles, put together by hand -------------------------------------------------------------------------------------
@@ -110,101 +109,132 @@ def legacy(path: Path, program: bytes, keys: bytes, data: bytes = struct.pack("<
     return path
 
 
-def programs(mark: Path) -> list[tuple[str, str, bytes, bool]]:
-    """(name, reason, pickle, whether it would execute something)."""
+ASKS = "it asks for {}, which is neither"
+SYSTEM, BUILDER = named("posix", "system"), named("torch._utils", "_rebuild_parameter")
+ENCODER, IDENTITY = named("dall_e.encoder", "Encoder"), named("torch.nn.modules.linear", "Identity")
+FLOATS, SET = named("torch", "FloatStorage"), named("builtins", "set")
+
+
+def executing(mark: Path) -> list[tuple[str, str, bytes]]:
+    """(name, reason, pickle) of what would leave the file `mark`, if it were loaded as usual."""
     touch = text(f"touch {mark}")
-    asks, system = r"it asks for {}, which is neither", named("posix", "system")
-    encoder, builder = named("dall_e.encoder", "Encoder"), named("torch._utils", "_rebuild_parameter")
-    ordered, fresh = named("collections", "OrderedDict"), named("torch.nn.modules.linear", "Identity")
-    executing = [
-        ("GLOBAL and REDUCE", asks.format("posix.system"), system + of(touch) + b"R."),
-        ("STACK_GLOBAL", asks.format("posix.system"), text("posix") + text("system") + b"\x93" + of(touch) + b"R."),
-        ("eval", asks.format("builtins.eval"), named("builtins", "eval") + of(text(f"open({str(mark)!r}, 'w')")) + b"R."),
-        ("exec", asks.format("builtins.exec"), named("builtins", "exec") + of(text(f"open({str(mark)!r}, 'w')")) + b"R."),
-        ("open", asks.format("io.open"), named("io", "open") + of(text(str(mark)), text("w")) + b"R."),
-        ("mkdir", asks.format("os.mkdir"), named("os", "mkdir") + of(text(str(mark))) + b"R."),
+    return [
+        ("GLOBAL and REDUCE", ASKS.format("posix.system"), SYSTEM + of(touch) + b"R."),
+        ("STACK_GLOBAL", ASKS.format("posix.system"), text("posix") + text("system") + b"\x93" + of(touch) + b"R."),
+        ("eval", ASKS.format("builtins.eval"), named("builtins", "eval") + of(text(f"open({str(mark)!r}, 'w')")) + b"R."),
+        ("exec", ASKS.format("builtins.exec"), named("builtins", "exec") + of(text(f"open({str(mark)!r}, 'w')")) + b"R."),
+        ("open", ASKS.format("io.open"), named("io", "open") + of(text(str(mark)), text("w")) + b"R."),
+        ("mkdir", ASKS.format("os.mkdir"), named("os", "mkdir") + of(text(str(mark))) + b"R."),
         ("INST", "the instruction INST,", b"(" + touch + b"iposix\nsystem\n."),
         ("extension, one byte", "the instruction EXT1,", b"\x82\xf0" + of(touch) + b"R."),
         ("extension, two bytes", "the instruction EXT2,", b"\x83\xf0\x00" + of(touch) + b"R."),
         ("extension, four bytes", "the instruction EXT4,", b"\x84\xf0\x00\x00\x00" + of(touch) + b"R."),
-        ("in a parameter", asks.format("posix.system"), module(weight(system + of(touch) + b"R")) + b"."),
-        ("in a dictionary's key", asks.format("posix.system"), b"}" + system + of(touch) + b"RNs."),
+        ("in a parameter", ASKS.format("posix.system"), module(weight(SYSTEM + of(touch) + b"R")) + b"."),
+        ("in a dictionary's key", ASKS.format("posix.system"), b"}" + SYSTEM + of(touch) + b"RNs."),
     ]  # fmt: skip
-    others = [
-        ("import", asks.format("builtins.__import__"), named("builtins", "__import__") + of(text("os")) + b"R."),
-        ("getattr", asks.format("builtins.getattr"), named("builtins", "getattr") + of(text("a"), text("upper")) + b"R."),
-        ("torch.load", asks.format("torch.load"), named("torch", "load") + of(text(str(mark))) + b"R."),
-        ("torch.hub", asks.format("torch.hub.load"), named("torch.hub", "load") + of(touch, touch) + b"R."),
-        ("dots in a name", asks.format("torch.nn.modules.linear.torch.load"), text("torch.nn.modules") + text("linear.torch.load") + b"\x93."),
-        ("no name", asks.format(r"dall_e.x.1 \+ 1"), named("dall_e.x", "1 + 1") + b"."),
-        ("OBJ", "the instruction OBJ,", b"(" + encoder + b"o."),
-        ("NEWOBJ_EX", "the instruction NEWOBJ_EX,", encoder + b")}\x92."),
+
+
+def forbidden() -> list[tuple[str, str, bytes]]:
+    """Names, calls and states that are not for a file to ask for."""
+    return [
+        ("import", ASKS.format("builtins.__import__"), named("builtins", "__import__") + of(text("os")) + b"R."),
+        ("getattr", ASKS.format("builtins.getattr"), named("builtins", "getattr") + of(text("a"), text("upper")) + b"R."),
+        ("torch.load", ASKS.format("torch.load"), named("torch", "load") + of(text("a")) + b"R."),
+        ("torch.hub", ASKS.format("torch.hub.load"), named("torch.hub", "load") + of(text("a"), text("b")) + b"R."),
+        ("dots in a name", ASKS.format("torch.nn.modules.linear.torch.load"), text("torch.nn.modules") + text("linear.torch.load") + b"\x93."),
+        ("no name", ASKS.format(r"dall_e.x.1 \+ 1"), named("dall_e.x", "1 + 1") + b"."),
+        ("OBJ", "the instruction OBJ,", b"(" + ENCODER + b"o."),
+        ("NEWOBJ_EX", "the instruction NEWOBJ_EX,", ENCODER + b")}\x92."),
         ("a text as persistent id", "the instruction PERSID,", b"Pposix.system\n."),
         ("out-of-band buffer", "the instruction NEXT_BUFFER,", b"\x97."),
         ("buffer made read-only", "the instruction READONLY_BUFFER,", b"N\x98."),
-        ("NEWOBJ of a builder", "it makes an object of a Builder", builder + b")\x81."),
-        ("NEWOBJ with arguments", "or with arguments", encoder + of(touch) + b"\x81."),
-        ("a class called", "it calls a type", encoder + b")R."),
-        ("a type of numbers called", "it calls a dtype", named("torch", "FloatStorage") + b")R."),
+        ("NEWOBJ of a builder", "it makes an object of a Builder", BUILDER + b")\x81."),
+        ("NEWOBJ with arguments", "or with arguments", ENCODER + of(text("a")) + b"\x81."),
+        ("a class called", "it calls a type", ENCODER + b")R."),
+        ("a type of numbers called", "it calls a dtype", FLOATS + b")R."),
         ("a text called", "it calls a str", text("posix.system") + b")R."),
-        ("BUILD on a builder", "it changes a Builder as if", builder + b"}" + text("make") + text("x") + b"sb."),
-        ("BUILD on a class", "it changes a type as if", encoder + b"}" + text("state") + b"}sb."),
+        ("BUILD on a builder", "it changes a Builder as if", BUILDER + b"}" + text("make") + text("x") + b"sb."),
+        ("BUILD on a class", "it changes a type as if", ENCODER + b"}" + text("state") + b"}sb."),
         ("BUILD on a tensor", "it changes a View as if", tensor() + b"}" + text("size") + b"Nsb."),
-        ("BUILD with a class attribute", "it has the name __class__", fresh + b")\x81}" + text("__class__") + encoder + b"sb."),
-        ("BUILD with a method", "it has the name __setstate__", fresh + b")\x81}" + text("__setstate__") + builder + b"sb."),
-        ("BUILD with slots", "the state of an object in it is a tuple", fresh + b")\x81}}\x86b."),
-        ("APPEND to an object", "it changes a Inert as if it were of type list", fresh + b")\x81Na."),
-        ("SETITEM on a class", "it changes a type as if it were of type dict", encoder + text("a") + b"Ns."),
+        ("BUILD with a class attribute", "it has the name __class__", IDENTITY + b")\x81}" + text("__class__") + ENCODER + b"sb."),
+        ("BUILD with a method", "it has the name __setstate__", IDENTITY + b")\x81}" + text("__setstate__") + BUILDER + b"sb."),
+        ("BUILD with slots", "the state of an object in it is a tuple", IDENTITY + b")\x81}}\x86b."),
+        ("APPEND to an object", "it changes a Inert as if it were of type list", IDENTITY + b")\x81Na."),
+        ("SETITEM on a class", "it changes a type as if it were of type dict", ENCODER + text("a") + b"Ns."),
+    ]  # fmt: skip
+
+
+def endless() -> list[tuple[str, str, bytes]]:
+    """Small values that are very large to print, hash, compare or copy."""
+    return [
         ("endless persistent id", "it names a storage by a tuple", tower(2000) + b"Q."),
         ("endless key of a storage", "of type tuple for a name",
-         of(text("storage"), named("torch", "FloatStorage"), tower(2000), text("cpu"), number(4)) + b"Q."),
+         of(text("storage"), FLOATS, tower(2000), text("cpu"), number(4)) + b"Q."),
         ("endless kind", "not a storage", of(tower(2000), tower(2000), tower(2000), tower(2000), number(4)) + b"Q."),
-        ("endless count", "of other than 1", of(text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), tower(2000)) + b"Q."),
+        ("endless count", "of other than 1", of(text("storage"), FLOATS, text("0"), text("cpu"), tower(2000)) + b"Q."),
         ("endless module", "what it holds is a tuple, expected a module", tower(2000) + b"."),
         ("endless name", "of type tuple for a name", tower(2000) + text("system") + b"\x93."),
-        ("endless state", "the state of an object in it is a tuple", fresh + b")\x81" + tower(2000) + b"b."),
+        ("endless state", "the state of an object in it is a tuple", IDENTITY + b")\x81" + tower(2000) + b"b."),
         ("endless arguments", "it describes a tensor by other things", named("torch._utils", "_rebuild_tensor_v2") + of(tower(2000) + put(0) + get(0) * 3) + b"R."),
         ("endless key", "of type tuple for a name", b"}" + tower(2000) + b"Ns."),
         ("endless key among many", "of type tuple for a name", b"}(" + text("a") + b"N" + tower(2000) + b"Nu."),
-        ("endless set", "what it holds is a tuple", named("builtins", "set") + of(b"](" + tower(2000) + b"e") + b"R."),
-        ("keys that collide", "of type int for a name", b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(1, 50_000)) + b"u."),
+        ("endless set", "what it holds is a tuple", SET + of(b"](" + tower(2000) + b"e") + b"R."),
+        ("keys that collide", "of type int for a name", b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(1, 25_000)) + b"u."),
         ("a list copied by OrderedDict", "it fills an OrderedDict in the call",
-         b"](" + b"N" * 200_000 + b"e" + put(1) + ordered + put(2) + (get(2) + get(1) + b"\x85R") * 50_000 + b"."),
+         b"](" + b"N" * 100_000 + b"e" + put(1) + named("collections", "OrderedDict") + put(2) + (get(2) + get(1) + b"\x85R") * 25_000 + b"."),
         ("a list copied by set", "what it holds is a tuple",
-         b"](" + b"N" * 200_000 + b"e" + put(1) + named("builtins", "set") + put(2) + (get(2) + get(1) + b"\x85R") * 50_000 + b"."),
-        ("a list as size", "it describes a tensor by other things", b"](" + b"K\x01" * 200_000 + b"e" + put(1) + tensor(size=get(1), stride=get(1)) + b"."),
-        ("a long tuple as size", "a stride of at most 8", b"(" + b"K\x01" * 200_000 + b"t" + put(1) + tensor(size=get(1), stride=get(1)) + b"."),
+         b"](" + b"N" * 100_000 + b"e" + put(1) + SET + put(2) + (get(2) + get(1) + b"\x85R") * 25_000 + b"."),
+        ("a list as size", "it describes a tensor by other things", b"](" + b"K\x01" * 100_000 + b"e" + put(1) + tensor(size=get(1), stride=get(1)) + b"."),
+        ("a long tuple as size", "a stride of at most 8", b"(" + b"K\x01" * 100_000 + b"t" + put(1) + tensor(size=get(1), stride=get(1)) + b"."),
         ("many arguments, many times", "at most 8 arguments",
-         b"(" + b"N" * 200_000 + b"t" + put(1) + named("builtins", "set") + put(2) + (get(2) + get(1) + b"R") * 50_000 + b"."),
+         b"(" + b"N" * 100_000 + b"t" + put(1) + SET + put(2) + (get(2) + get(1) + b"R") * 25_000 + b"."),
         ("one state for many objects", "what it holds is a NoneType", b"}("
-         + b"".join(text(f"{k}") + b"N" for k in range(20_000)) + b"u" + put(1) + fresh + put(2) + (get(2) + b")\x81" + get(1) + b"b") * 50_000 + b"N."),
+         + b"".join(text(f"{k}") + b"N" for k in range(10_000)) + b"u" + put(1) + IDENTITY + put(2) + (get(2) + b")\x81" + get(1) + b"b") * 25_000 + b"N."),
+    ]  # fmt: skip
+
+
+def broken() -> list[tuple[str, str, bytes]]:
+    """Lengths that are not true, and programs that make no sense."""
+    return [
         ("a bytearray of a terabyte", "1099511627776 bytes in a bytearray8", b"\x96" + struct.pack("<Q", 2**40) + b"."),
         ("a text of four gigabytes", "4294967295 bytes in a unicodestring4", b"X\xff\xff\xff\xff."),
         ("a text of an exabyte", "in a unicodestring8", b"\x8d" + struct.pack("<Q", 2**60) + b"."),
         ("bytes of negative length", "long4 byte count < 0", b"\x8b\xff\xff\xff\xff."),
-        ("a number of a million digits", "digits", b"I" + b"9" * 1_000_000 + b"\n."),
-        ("a memo of 2^32 places", "what it holds is a NoneType", b"Nr\xff\xff\xff\xff."),
+        ("a number of half a million digits", "digits", b"I" + b"9" * 500_000 + b"\n."),
+        ("a memo with a place of 2^32", "what it holds is a NoneType", b"Nr\xff\xff\xff\xff."),
         ("a memo that was never filled", "an instruction of it finds nothing", b"h\x07."),
         ("an empty stack", "an instruction of it finds nothing", b"\x85."),
         ("no end", "exhausted before seeing STOP", b"N"),
         ("an unknown instruction", r"opcode b'\\xff' unknown", b"\xff."),
+    ]  # fmt: skip
+
+
+def many() -> list[tuple[str, str, bytes]]:
+    """Much, deep or wide, of what is allowed."""
+    return [
         ("copies of the top", "the instruction DUP,", b"N" + b"2" * 1_000 + b"."),
-        ("many marks", "an instruction of it finds nothing", b"(" * 200_000 + b"\x85."),
-        ("many dictionaries", "what it holds is a dict", b"}" * 200_000 + b"."),
-        ("a million tuples in each other", "what it holds is a tuple", b"N" + b"\x85" * 1_000_000 + b"."),
+        ("many marks", "an instruction of it finds nothing", b"(" * 100_000 + b"\x85."),
+        ("many dictionaries", "what it holds is a dict", b"}" * 100_000 + b"."),
+        ("half a million tuples in each other", "what it holds is a tuple", b"N" + b"\x85" * 500_000 + b"."),
         ("lists in each other", "what it holds is a list", b"]" * 100_000 + b"a" * 99_999 + b"."),
         ("a list in itself", "what it holds is a list", b"]" + put(0) + get(0) * 1000 + b"a" * 1000 + b"."),
-        ("many places in the memo", "what it holds is a NoneType", b"N" + b"\x94" * 200_000 + b"."),
+        ("many places in the memo", "what it holds is a NoneType", b"N" + b"\x94" * 100_000 + b"."),
         ("many texts", "what it holds is a str", (b"X\x02\x00\x00\x00ab") * 30_000 + b"."),
-        ("many objects", "what it holds is a tuple", fresh + put(0) + (get(0) + b")\x81") * 30_000 + b")."),
+        ("many objects", "what it holds is a tuple", IDENTITY + put(0) + (get(0) + b")\x81") * 30_000 + b")."),
         ("many names", "what it holds is a type", named("dall_e.a", "b") * 20_000 + b"."),
-        ("a name of a million letters", "it asks for a", named("a" * 1_000_000, "b") + b"."),
-        ("modules 10,000 deep", "a name in it has more than 200 letters", deep(10_000)),
+        ("a name of half a million letters", "it asks for a", named("a" * 500_000, "b") + b"."),
+        ("modules 20,000 deep", "a name in it has more than 200 letters", deep(20_000)),
         ("a module in itself", "a name in it has more than 200 letters", itself()),
         ("ten children, twenty levels", "more than 10,000 parts", wide(10, 20)),
         ("one dictionary for many modules", "more than 10,000 parts", shared(5_000, 5_000)),
         ("a long name", "it has the name n{80}:", module(b"}" + text("n" * 201) + b"Ns")),
         ("a name that clears the screen", r"it has the name \\x1b\[2J", module(b"}" + text("\x1b[2J") + b"Ns") + b"."),
+    ]  # fmt: skip
+
+
+def misdescribed() -> list[tuple[str, str, bytes]]:
+    """Modules and tensors that cannot be."""
+    return [
         ("parameters that are a list", "its _parameters are a list", module(b"]") + b"."),
         ("a description of two megabytes", "its description has more than", b"N" * 2**21 + b"."),
         ("no weights", "holds no module with weights", module() + b"."),
@@ -223,30 +253,18 @@ def programs(mark: Path) -> list[tuple[str, str, bytes, bool]]:
         ("a size of another length", "it describes a tensor by other things", module(weight(tensor(size=(4, 1)))) + b"."),
         ("a tensor of no storage", "it describes a tensor by other things", module(weight(tensor(text("none")))) + b"."),
     ]  # fmt: skip
-    return [(*case, True) for case in executing] + [(*case, False) for case in others]
 
 
 def deep(n: int) -> bytes:
     """Modules in each other: the innermost is written first."""
-    start = named("torch.nn.modules.linear", "Identity") + put(0) + text("_modules") + put(1) + text("a") + put(2)
+    start = IDENTITY + put(0) + text("_modules") + put(1) + text("a") + put(2)
     inner = get(0) + b")\x81"
-    step = lambda below: get(0) + b")\x81}" + get(1) + b"}" + get(2) + below + b"ssb"  # noqa: E731
-    before, after = step(b"|").split(b"|")
-    return start + before * n + inner + after * n + b"."
+    return start + (get(0) + b")\x81}" + get(1) + b"}" + get(2)) * n + inner + b"ssb" * n + b"."
 
 
 def itself() -> bytes:
-    return (
-        named("torch.nn.modules.linear", "Identity")
-        + b")\x81"
-        + put(0)
-        + b"}"
-        + text("_modules")
-        + b"}"
-        + text("a")
-        + get(0)
-        + b"ssb."
-    )
+    """A module that is its own child."""
+    return IDENTITY + b")\x81" + put(0) + b"}" + text("_modules") + b"}" + text("a") + get(0) + b"ssb."
 
 
 def wide(children: int, levels: int) -> bytes:
@@ -258,6 +276,7 @@ def wide(children: int, levels: int) -> bytes:
 
 
 def shared(modules: int, parameters: int) -> bytes:
+    """Many modules that have the same many parameters."""
     names = b"}(" + b"".join(text(f"{k}") + b"N" for k in range(parameters)) + b"u" + put(1)
     one = module(get(1)) + put(2)
     children = b"}(" + b"".join(text(f"{k}") + get(2) for k in range(modules)) + b"u"
@@ -314,9 +333,9 @@ def spoiled_archives(folder: Path) -> list[Hostile]:
 def spoiled_legacy(folder: Path) -> list[Hostile]:
     """The older format, in which five pickles come first and then the numbers."""
     keys, start = b"\x80\x02](" + text("0") + b"e.", MAGIC.split(b".")[0] + b"."
-    system = named("posix", "system") + of(text("true")) + b"R."
+    system = SYSTEM + of(text("true")) + b"R."
     large = b"\x80\x02" + module(weight(tensor(storage(count=2**30), size=(2**30,)))) + b"."
-    asks = "it asks for posix.system"
+    asks = ASKS.format("posix.system")
     made = [
         ("code as magic number", asks, system + MAGIC + CONTROL + keys),
         ("code as the computer's description", asks, MAGIC[:-2] + system + CONTROL + keys),
@@ -333,8 +352,8 @@ def spoiled_legacy(folder: Path) -> list[Hostile]:
         ("a count of 2^62", "should have 4 numbers, and has 46116860", MAGIC + CONTROL + keys + struct.pack("<q", 2**62)),
         ("numbers cut off", "should have 16 bytes, and has 15", MAGIC + CONTROL + keys + struct.pack("<q", 4) + NUMBERS[:-1]),
         ("storages larger than the file", "more bytes than the file", MAGIC + large + keys + struct.pack("<q", 2**30)),
-        ("a long description", "its description has more than", MAGIC + b"N" * 2**20 + CONTROL + keys),
-        ("five long descriptions", "its description has more than", MAGIC[:-2] + b"N" * 2**19 + b"}." + b"N" * 2**19 + CONTROL),
+        ("a long description", "its description has more than", MAGIC + b"N" * 2**19 + CONTROL + keys),
+        ("five long descriptions", "its description has more than", MAGIC[:-2] + b"N" * 2**18 + b"}." + b"N" * 2**18 + CONTROL),
     ]  # fmt: skip
     files = [Hostile(f"older format: {name}", reason, folder / f"{name}.pkl") for name, reason, _ in made]
     for file, (_, _, data) in zip(files, made):
@@ -345,14 +364,16 @@ def spoiled_legacy(folder: Path) -> list[Hostile]:
 def hostile_files(folder: Path, mark: Path) -> list[Hostile]:
     """Write them all. `mark` is what those that execute something would leave."""
     files = []
-    for k, (name, reason, program, executes) in enumerate(programs(mark)):
-        path, program = archive(folder / f"{k}.zip", b"\x80\x02" + program), program if executes else b""
-        files.append(Hostile(name, reason, path, program))
-        if executes:
-            older = legacy(folder / f"{k}.pkl", b"\x80\x02" + program, b"].")
-            raw = folder / f"{k}.raw"
-            raw.write_bytes(program)
-            files += [Hostile(f"{name}, older format", reason, older), Hostile(f"{name}, as it is", reason, raw)]
+    for group in (executing(mark), forbidden(), endless(), broken(), many(), misdescribed()):
+        for name, reason, program in group:
+            path = archive(folder / f"{len(files)}.zip", b"\x80\x02" + program)
+            files.append(Hostile(name, reason, path))
+    for name, reason, program in executing(mark):
+        path = legacy(folder / f"{len(files)}.pkl", b"\x80\x02" + program, b"].")
+        files.append(Hostile(f"{name}, older format", reason, path))
+        path = folder / f"{len(files)}.pkl"
+        path.write_bytes(program)
+        files.append(Hostile(f"{name}, as it is", reason, path))
     sparse = folder / "sparse.pkl"
     sparse.touch()
     with sparse.open("r+b") as file:
@@ -414,7 +435,7 @@ def main() -> int:
                 print(f"NOT REFUSED AS IT SHOULD BE: {file.name} ({seconds:.1f} s, {more:.0f} MB): {said[:400]}")
             slowest, largest = max(slowest, seconds), max(largest, more)
         print(f"hostile pickles: refused {refused} of {len(files)}, each for its own reason, nothing executed;")
-        print(f"at most {slowest:.1f} s of processor time for one, and {largest:.0f} MB")
+        print(f"at most {slowest:.1f} s of processor time and {largest:.0f} MB for one")
         return refused != len(files)
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 LARGEST = 2**31  # bytes of one file, and numbers of a storage; the released files have about 215 and 175 million bytes
-DESCRIPTION = 2**20  # bytes of a file's pickles; in stand-ins with the released structure they have 30,000
+DESCRIPTION = 2**19  # bytes of a file's pickles; stand-ins with the released structure have 24,000
 LONGEST = 200  # letters of a name
 
 # --- what a file describes -------------------------------------------------------------------------------------------
