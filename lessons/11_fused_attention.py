@@ -7,7 +7,7 @@
 # This lesson computes the same output, and the same gradients, without ever having that matrix.
 #
 # *Before:* lesson 10 wrote the first kernels in Triton, and a softmax that never sees its whole row at once.
-# *Next:* this is the last lesson. After it you can read `kernels/` from end to end.
+# *Next:* lesson 12 counts what the whole model would cost. After this one you can read `kernels/` from end to end.
 
 # %% [markdown]
 # ## What the matrix costs
