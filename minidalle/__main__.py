@@ -3,6 +3,7 @@
 python -m minidalle generate "a photo of a large red circle" --run runs/shapes-tiny --rerank 32
 python -m minidalle edit "the exact same fox on the top as a sketch on the bottom" --image fox.png --run runs/openmoji-tiny
 python -m minidalle rank "a photo of a large red circle" one.png two.png --run runs/shapes-tiny
+python -m minidalle verify runs/shapes-tiny/generated/sheet.png
 python -m minidalle plan --preset dalle-12b --gpus 64 --gpu h100-80gb
 python -m minidalle shards my-pictures shards                               (a folder of pictures, as tar shards)
 python -m minidalle encode --shards 'shards/*.tar' --dvae released:dall-e codes
@@ -40,9 +41,15 @@ def main(argv: list[str] | None = None):
     drawing.add_argument("--top-p", type=float, help="keep the likeliest codes up to this probability")
     drawing.add_argument("--guidance", type=float, help="1 is off (default: as the run)")
     drawing.add_argument(
-        "--rerank", type=positive(int), help="draw so many, keep the n that CLIP likes best (default: off)"
+        "--rerank",
+        type=positive(int),
+        help="draw so many, keep the n that CLIP likes best, and print their scores (default: off)",
     )
-    drawing.add_argument("--out", type=Path, help="folder for the PNGs (default RUN/generated or RUN/edited)")
+    drawing.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the PNGs and sheet.png, all of them on a page (default RUN/generated or RUN/edited)",
+    )
     drawing.add_argument("--upscale", type=positive(int), default=1, help="pixels as so many by so many (default 1)")
     drawing.add_argument("--gif", action="store_true", help="also save how each picture was drawn, code by code")
     drawing.add_argument("--no-mark", action="store_true", help="leave out the strip that says it was generated")
@@ -90,6 +97,9 @@ def main(argv: list[str] | None = None):
         parser.error(
             f"unknown argument {unknown[0]!r}{hint}: python -m minidalle {args.verb} --help lists what there is"
         )
+    given = [p for value in vars(args).values() for p in (value if isinstance(value, list) else [value])]
+    if any(isinstance(p, Path) and "\0" in str(p) for p in given):
+        parser.error("a path holds a NUL byte, which no file's name can: check how it was made")
     if args.verb in ("generate", "edit", "rank") and not args.run and not (args.verb == "rank" and args.clip):
         parser.error(f"{args.verb} needs --run, the folder that train_tiny.py wrote")
     if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:

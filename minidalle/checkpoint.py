@@ -56,7 +56,7 @@ def read_json(path: Path):
     """Raises ValueError, naming the file, where there is none or it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist: is {Path(path).parent} the folder of a run?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}): restore it or start the run again") from None
@@ -110,7 +110,7 @@ def load_model(path: Path, model_class, config_class) -> tuple[torch.nn.Module, 
     try:
         model = model_class(from_dict(config_class, json.loads(metadata["config"])))
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the weights in {path} do not fit the architecture stored with them ({error})") from None
     return model.eval(), metadata
 
@@ -126,7 +126,10 @@ def load_preset_of(run: Path) -> Preset:
     config = read_json(path)
     if not isinstance(config, dict) or "preset" not in config:
         raise ValueError(f"{path} names no preset: was it written by train_tiny.py?")
-    return from_dict(Preset, config["preset"])
+    try:
+        return from_dict(Preset, config["preset"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def load_run(run: Path, dvae: DVAE | None = None) -> tuple[Preset, BPE, DVAE, DALLE]:

@@ -41,6 +41,8 @@ def run_command(command: Callable[[], None], after_failure: str = ""):
 
     With MINIDALLE_TRACEBACK set in the environment, errors are raised as they are, for those who look for a bug.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a file's name, which need not be valid text
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if os.environ.get("MINIDALLE_TRACEBACK"):
         return command()

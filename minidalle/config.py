@@ -232,14 +232,14 @@ class SampleConfig:
 
     def check(self):
         """Raise ValueError for settings that nothing can be drawn with; `generate` and `load_preset` call it."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
+        if self.temperature != 0 and not 1e-3 <= self.temperature < float("inf"):  # what is smaller overflows float32
+            raise ValueError(f"temperature must be 0 (greedy) or at least 0.001, got {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all codes) or positive, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}; 1 keeps all codes")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance must be 0 or more, got {self.guidance}; 1 is off")
+        if not 0 <= self.guidance <= 1000:
+            raise ValueError(f"guidance must lie in 0 … 1000, got {self.guidance}; 1 is off")
 
 
 @dataclass(frozen=True)
@@ -435,7 +435,7 @@ def convert(name: str, value, old):
             kind = type(old[0]) if old else int
             return tuple(kind(item) for item in items if item != "")
         return type(old)(value)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         raise ValueError(f"{name} must be of type {type(old).__name__}, such as {old!r}, got {value!r}") from None
 
 

@@ -99,7 +99,7 @@ def probabilities(logits: torch.Tensor, temperature: float, top_k: int, top_p: f
     if top_p < 1:
         ranked, order = probs.sort(dim=1, descending=True, stable=True)
         before = ranked.cumsum(dim=1) - ranked  # probability of all likelier codes
-        ranked = ranked.masked_fill(before >= top_p, 0.0)
+        ranked = ranked.masked_fill((before >= top_p) & (before > 0), 0.0)  # the first is kept, however small top_p is
         probs = torch.zeros_like(probs).scatter_(1, order, ranked)
         probs = probs / probs.sum(dim=1, keepdim=True)
     return probs

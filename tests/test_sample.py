@@ -105,7 +105,7 @@ def test_top_k_keeps_the_k_likeliest(k):
         assert set(kept[row].nonzero().flatten().tolist()) == set(ranked[:k])
 
 
-@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("top_p", [1e-300, 0.01, 0.5, 0.9, 1.0])
 def test_top_p_keeps_the_fewest_that_reach_p(top_p):
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(4))
     probs = probabilities(logits, 1.0, 0, top_p)
