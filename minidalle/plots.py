@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from PIL import Image
 
 from kernels.reference import MASKS, dense_mask
 from minidalle.checkpoint import Run, replacing
 from minidalle.config import TransformerConfig
-from minidalle.train import to_uint8
+from minidalle.train import to_array
 
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#BBBBBB"  # of Okabe and Ito's palette
 
@@ -36,21 +35,6 @@ def save_run(run: Run, config: TransformerConfig, pictures: dict, sampling: dict
     if "failures" in pictures:
         save_failures(run.folder / "failures.png", *pictures["failures"])
     save_masks(run.folder / "masks.png", config.text_len, config.grid, config.kernel_size, config.rows)
-
-
-def to_array(images: torch.Tensor) -> np.ndarray:
-    """images (N, 3, height, width), uint8 or float in [0, 1] -> (N, height, width, 3) uint8."""
-    images = to_uint8(images) if images.is_floating_point() else images
-    return images.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def save_gif(path: Path, frames: torch.Tensor, upscale: int = 1, seconds: float = 4.0):
-    """frames (n, 3, height, width) in [0, 1] as an animation of so many seconds, which stays at its last frame for two."""
-    pictures = [Image.fromarray(a.repeat(upscale, 0).repeat(upscale, 1)) for a in to_array(frames)]
-    each = max(20, round(1000 * seconds / len(pictures) / 10) * 10)  # milliseconds, in steps of 10
-    with replacing(path) as aside:
-        durations = [each] * (len(pictures) - 1) + [2000]
-        pictures[0].save(aside, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
 def strip(images: torch.Tensor, gap: int = 2) -> np.ndarray:

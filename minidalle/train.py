@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -373,6 +374,12 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """float32 in [0, 1] -> uint8 in 0 … 255, rounded."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_array(images: torch.Tensor) -> np.ndarray:
+    """images (N, 3, height, width), uint8 or float in [0, 1] -> (N, height, width, 3) uint8."""
+    images = to_uint8(images) if images.is_floating_point() else images
+    return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def split_to_fit(images: torch.Tensor) -> tuple[torch.Tensor, ...]:

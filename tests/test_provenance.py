@@ -110,11 +110,21 @@ def test_pictures_without_a_word_are_unknown_not_altered(image, tmp_path):
 
 def test_pictures_of_anything_else_have_no_mark():
     rng = np.random.default_rng(0)
-    for picture in (rng.integers(0, 256, (200, 64, 64, 3), np.uint8), np.full((1, 64, 64, 3), 255, np.uint8)):
+    sides = (10, 15, 16, 23, 24, 64)
+    noise = [rng.integers(0, 256, (50, side, side, 3), np.uint8) for side in sides]
+    for picture in (*noise, np.full((1, 64, 64, 3), 255, np.uint8)):
         assert not any(provenance.has_mark(p) for p in picture)
     assert not provenance.has_mark(np.zeros((1, 1, 3), np.uint8)) and not provenance.has_mark(
         np.zeros((3, 900, 3), np.uint8)
     )
+
+
+@pytest.mark.parametrize("width", [10, 16, 20, 23, 24, 33, 64])
+def test_the_mark_is_found_at_every_width_and_is_taken_off_whole(width):
+    drawing = np.full((20, width, 3), 200, np.uint8)
+    marked = provenance.with_mark(drawing)
+    assert provenance.has_mark(marked) and not provenance.has_mark(drawing)
+    assert np.array_equal(np.asarray(provenance.without_mark(Image.fromarray(marked))), drawing)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -193,12 +203,12 @@ def test_drawn_pictures_verify_and_can_be_watched(tmp_path, verb, capsys):
     picture = Image.open(out / f"{slug}5.png")
     assert picture.size == (96, 96 + 12) and words_of(out / f"{slug}5.png")["verb"] == verb
     film = Image.open(out / f"{slug}5.gif")
-    first = np.asarray(film.convert("RGB"))
+    first = np.asarray(film.convert("RGB"))[:96]  # above the mark
     assert film.n_frames == (64 if verb == "generate" else 64 - 24) + 1 or film.n_frames > 10  # equal frames are joined
     grey = np.abs(first.astype(int) - 217).max(2) < 8
     assert grey.mean() == pytest.approx(1 if verb == "generate" else 5 / 8, abs=0.02)
     film.seek(film.n_frames - 1)
-    last, still = np.asarray(film.convert("RGB")).astype(int), np.asarray(picture)[:96].astype(int)
+    last, still = (np.asarray(p.convert("RGB")).astype(int) for p in (film, picture))
     assert np.abs(last - still).mean() < 8  # a GIF has 256 colours
 
 

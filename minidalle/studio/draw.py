@@ -5,6 +5,7 @@ captions  ->  codes (sample.py)  ->  pictures (dvae.py)  ->  the best by CLIP (c
 
 import argparse
 import re
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from minidalle import plots, sample
+from minidalle import sample
 from minidalle.bpe import BPE
 from minidalle.checkpoint import fingerprint, load_clip, load_preset_of, load_run
 from minidalle.config import TWICE, SampleConfig
@@ -23,13 +24,22 @@ from minidalle.scale import released
 from minidalle.sequence import tokenize
 from minidalle.studio import provenance
 from minidalle.studio.provenance import without_mark
+from minidalle.studio.sheet import MOST, contact_sheet
 from minidalle.train import decode_all, pick_device, to_float
 
+FRAMES = 128  # of an animation, at most about twice as many
+MAX_CAPTION = 4096  # bytes; the longest model reads 255 tokens
+SMALL = 2**24  # weights of a transformer that a CPU runs in float64
 OPTIONS = ("temperature", "top_k", "top_p", "guidance")
 
 
 class LoadedRun:
-    """A run that draws: its tokenizer, dVAE and transformer, on one device."""
+    """A run that draws: its tokenizer, dVAE and transformer, on one device.
+
+    On a CPU a small transformer runs in float64. In float32 a logit depends, by 1e-6, on how many pictures are drawn
+    beside this one, as sums are then taken in another order; and where two codes are that close, the code that is drawn
+    does too. In float64 that is 1e-15, and has not been seen to change a code (`benchmarks/studio.py`).
+    """
 
     def __init__(self, run: Path, device: str = "auto", dvae: str | None = None):
         """dvae: another place to take the dVAE from (see `released.dvae_from`), which has to be the one that the transformer
@@ -39,6 +49,16 @@ class LoadedRun:
         self.preset, self.bpe, self.dvae, self.model = load_run(run, other)
         self.model_hash = fingerprint(self.model.state_dict())
         self.dvae, self.model = self.dvae.to(self.device), self.model.to(self.device)
+        if self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) <= SMALL:
+            self.model.double()
+        config, step = self.model.config, self.dvae.config.downsample
+        self.size = height, width = config.rows * step, config.grid * step  # of a picture, in pixels
+        drawn = self.preset.data
+        if (drawn.height, drawn.width) != self.size:
+            raise ValueError(
+                f"{run}/config.json tells of pictures of {drawn.width} x {drawn.height}, but the weights draw {width} x "
+                f"{height}: put the file back that they were trained with"
+            )
 
     def options(self, editing: bool = False, **asked) -> dict:
         """temperature, top_k, top_p and guidance: as asked, and where that is None as the run was measured."""
@@ -102,38 +122,71 @@ class LoadedRun:
 
 def draw(args: argparse.Namespace):
     """`generate` and `edit`: n pictures for every caption, one PNG each, and a sheet of all."""
-    run = LoadedRun(args.run, args.device, args.dvae)
-    for caption in args.captions:
-        run.text(caption)  # all are looked at before the first is drawn
-    editing = args.verb == "edit"
+    run, editing = LoadedRun(args.run, args.device, args.dvae), args.verb == "edit"
     options = run.options(editing, **{name: getattr(args, name) for name in OPTIONS})
+    out = args.out or args.run / ("edited" if editing else "generated")
+    check_request(args, run, out)
     score = scorer(args.run, args.clip, run.device)[0] if args.rerank else None
     prefix = run.top_rows(args.image, args.rows) if editing else None
-    out = args.out or args.run / ("edited" if editing else "generated")
-    seeds, rows = range(args.seed, args.seed + (args.rerank or args.n)), []
-    for number, caption in enumerate(args.captions, start=1):
-        codes = under_a_bar(run, caption, seeds, options, prefix)
-        images = run.paint(codes)
-        order, scores = range(len(seeds)), None
-        if score is not None:
-            scores = score(caption, images)
-            order = scores.argsort(descending=True)[: args.n].tolist()
-        label = ""
-        for k in order:
-            path = out / f"{number:02d}-{slug(caption)}-seed{seeds[k]}.png"
-            save(path, run, images[k], caption, seeds[k], options, args.verb, not args.no_mark, args.upscale, args.key)
-            if args.gif:
-                given = 0 if prefix is None else len(prefix)
-                plots.save_gif(path.with_suffix(".gif"), frames_of(run, codes[k], given), args.upscale)
-            if scores is not None:
-                print(f"{scores[k]:6.3f}  {path}")
-        if scores is not None:
-            label = f"\nseed (score): {', '.join(f'{seeds[k]} ({scores[k]:.2f})' for k in order)}"
-        rows.append((caption + label, images[torch.tensor(order)]))
-    note = ", ".join(f"{name} {value}" for name, value in options.items())
-    plots.save_samples(out / "sheet.png", {f"{args.run}, {args.n} of seeds {seeds[0]} … {seeds[-1]}": rows}, note)
-    count = len(args.captions) * args.n
-    print(f"{count} picture{'' if count == 1 else 's'} and sheet.png in {out} ({note})")
+    seeds, given = range(args.seed, args.seed + (args.rerank or args.n)), 0 if prefix is None else len(prefix)
+    tokens, seconds, sheet = len(seeds) * (run.model.config.rows - given) * run.model.config.grid, 0.0, []
+    with tqdm(total=len(args.captions) * tokens, unit="token", desc="draw") as bar:
+        for number, caption in enumerate(args.captions, start=1):
+            started = time.perf_counter()
+            codes = run.draw(caption, seeds, options, prefix, lambda first, cell, codes: bar.update(len(codes)))
+            seconds += time.perf_counter() - started
+            images = run.paint(codes)
+            scores = None if score is None else score(caption, images)
+            best = range(args.n) if scores is None else scores.argsort(descending=True)[: args.n].tolist()
+            for k in best:
+                path = out / f"{number:02d}-{slug(caption)}-seed{seeds[k]}.png"
+                save(
+                    path,
+                    run,
+                    images[k],
+                    caption,
+                    seeds[k],
+                    options,
+                    args.verb,
+                    not args.no_mark,
+                    args.upscale,
+                    args.key,
+                )
+                if args.gif:
+                    frames = frames_of(run, codes[k], given)
+                    provenance.save_gif(path.with_suffix(".gif"), frames, not args.no_mark, args.upscale)
+                if scores is not None:
+                    bar.write(f"{scores[k]:6.3f}  {path}")
+            labels = [f"seed {seeds[k]}" + ("" if scores is None else f": {scores[k]:.3f}") for k in best]
+            sheet.append((caption, [provenance.as_shown(images[k], not args.no_mark) for k in best[:MOST]], labels))
+    how = ", ".join(f"{name} {value}" for name, value in options.items())
+    save_sheet(out / "sheet.png", run, sheet, f"{args.run}, {how}", options, args)
+    count, tokens = len(args.captions) * args.n, len(args.captions) * tokens
+    print(f"{count} picture{'' if count == 1 else 's'} and sheet.png in {out} ({how})")
+    print(f"{tokens:,} tokens drawn in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s")
+
+
+def check_request(args: argparse.Namespace, run: LoadedRun, out: Path):
+    """Raise ValueError, before the first code is drawn, for what could not be drawn or saved in the end."""
+    for caption in args.captions:
+        run.text(caption)
+    count, (height, width), up = args.rerank or args.n, run.size, args.upscale
+    check_pixels(
+        count * height * width, f"{count} pictures of {width} x {height}", "draw fewer, then others with --seed"
+    )
+    large = (up * height + up * width // 8 + 2) * up * width
+    frames = FRAMES * 2 if args.gif else 1
+    check_pixels(frames * large, f"--upscale {up}{' with --gif' if args.gif else ''}", "choose a smaller factor")
+    if args.key:
+        provenance.signature("", args.key)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, expected a folder for the pictures: choose another")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def check_pixels(count: int, what: str, instead: str):
+    if count > folder.MAX_PIXELS:
+        raise ValueError(f"{what} would be {count:,} pixels, over {folder.MAX_PIXELS:,}: {instead}")
 
 
 def slug(caption: str) -> str:
@@ -146,17 +199,18 @@ def save(path: Path, run: LoadedRun, image, caption, seed, options, verb, mark=T
     provenance.save(path, image, facts, mark, upscale, key)
 
 
-def under_a_bar(run: LoadedRun, caption: str, seeds: Sequence[int], options: dict, prefix) -> torch.Tensor:
-    """`LoadedRun.draw` with a progress bar that counts tokens."""
-    cells = run.model.config.n_image - (0 if prefix is None else prefix.numel())
-    with tqdm(total=len(seeds) * cells, unit="token", desc="draw") as bar:
-        return run.draw(caption, seeds, options, prefix, lambda first, cell, codes: bar.update(len(codes)))
+def save_sheet(path: Path, run: LoadedRun, rows, note: str, options: dict, args: argparse.Namespace):
+    """All pictures on one page, see sheet.py, each with its mark, and the page with metadata of its own."""
+    captions = [caption[:200] for caption in args.captions[:MOST]]
+    facts = {"prompt": captions[0] if len(captions) == 1 else captions, "seed": args.seed, "options": options}
+    facts |= {"verb": args.verb, "model": run.model_hash, "mark": not args.no_mark, "sheet": True}
+    provenance.write(path, contact_sheet(rows, note), facts, args.key)
 
 
 def frames_of(run: LoadedRun, codes: torch.Tensor, given: int) -> torch.Tensor:
     """A picture (rows, grid) as it is drawn, code after code behind the first `given` rows: (frames, 3, height, width)."""
     total = codes.numel()
-    every = max(1, total // 128)  # at most about 128 frames
+    every = max(1, total // FRAMES)
     return torch.cat([run.paint_partly(codes[None], n) for n in [*range(given * codes.shape[1], total, every), total]])
 
 
@@ -183,8 +237,7 @@ def rank_images(args: argparse.Namespace):
     """`rank`: the files with their scores, best first."""
     device = pick_device(args.device)
     score, bpe = scorer(args.run, args.clip, device)
-    if bpe is not None:
-        check_caption(args.captions[0], bpe)
+    check_caption(args.captions[0], bpe)
     if args.run:
         drawn = load_preset_of(args.run).data
         images = [read_picture(path, device, (drawn.height, drawn.width)) for path in args.images]
@@ -222,14 +275,23 @@ def read_middle(path: Path, device, side: int = 224):
     return to_float(torch.from_numpy(folder.cut(picture, middle, side, side)).to(device))
 
 
-def check_caption(caption: str, bpe: BPE):
-    """Raise ValueError for an empty caption; warn of words that the run cannot know well."""
+def check_caption(caption: str, bpe: BPE | None = None):
+    """Raise ValueError for a caption that is empty, too long or not text; warn of words that the run (bpe) cannot know well."""
     if not caption.strip():
         raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
+    try:
+        size = len(caption.encode())
+    except UnicodeEncodeError:  # the command line had bytes that are no UTF-8
+        raise ValueError(f"a caption is not text in UTF-8: {ascii(caption[:80])}") from None
+    if size > MAX_CAPTION:
+        raise ValueError(f"a caption has {size:,} bytes, over {MAX_CAPTION:,}: say it in fewer words")
+    if bpe is None:
+        return
     words = dict.fromkeys(re.findall(r"\w+", caption.lower()))  # each once
     if strange := [word for word in words if len(bpe.encode(word)) > 1]:
+        more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
         warnings.warn(
-            f"the model reads {', '.join(map(repr, strange))} in pieces, because such words were rare or not there in its "
+            f"the model reads {', '.join(map(repr, strange[:10]))}{more} in pieces, because such words were rare or not there in its "
             "captions: what it draws may not show them",
             stacklevel=1,
         )

@@ -9,12 +9,13 @@ other programs look for it.
 
 What it is worth. The hash tells that nothing has changed since *somebody* wrote the file; anyone can write one. A signature
 (Ed25519) tells that the holder of one key wrote it. Both end where the pixels are changed: cropping, scaling, JPEG or a
-screenshot leave the mark at most. README has what was measured. All of this is O.
+screenshot leave the mark at most. docs/provenance.md has what was measured. All of this is O.
 """
 
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL import Image, PngImagePlugin
 
 from minidalle.checkpoint import replacing
 from minidalle.data.folder import MAX_PIXELS
-from minidalle.plots import to_array
+from minidalle.train import to_array
 
 MARK = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167))  # of Okabe and Ito's palette
 NEAR = 40  # the most that the mean of a square may differ from its colour, of 255, in each channel
@@ -54,13 +55,10 @@ def has_mark(picture: np.ndarray) -> bool:
     side = max(2, width // 8)
     if height < 2 * side or width < len(MARK) * side:
         return False
-    inner = max(1, side // 4)  # away from the edges, which scaling and JPEG blur
+    inner = min(max(1, side // 4), (side - 1) // 2)  # away from the edges, which scaling and JPEG blur, but never all
     for k, colour in enumerate(reversed(MARK)):
         square = picture[height - side : height, width - (k + 1) * side : width - k * side]
-        if (
-            np.abs(square[inner : side - inner or None, inner : side - inner or None].mean((0, 1)) - colour).max()
-            > NEAR
-        ):
+        if np.abs(square[inner : side - inner, inner : side - inner].mean((0, 1)) - colour).max() > NEAR:
             return False
     return True
 
@@ -80,9 +78,18 @@ def save(path: Path, image: torch.Tensor, facts: dict, mark: bool = True, upscal
     facts: prompt, seed, options, model, JSON-ready. upscale: every pixel as so many by so many. key: an Ed25519 private
     key as PEM; raises ValueError where it is none.
     """
+    write(path, as_shown(image, mark, upscale), {"mark": mark, "upscale": upscale, **facts}, key)
+
+
+def as_shown(image: torch.Tensor, mark: bool = True, upscale: int = 1) -> np.ndarray:
+    """image (3, height, width) in [0, 1] -> (upscale * height + the strip's, upscale * width, 3) uint8."""
     picture = to_array(image[None])[0].repeat(upscale, 0).repeat(upscale, 1)
-    picture = with_mark(picture) if mark else picture
-    words = {"generator": "minidalle", "digital_source_type": SOURCE, "mark": mark, "upscale": upscale, **facts}
+    return with_mark(picture) if mark else picture
+
+
+def write(path: Path, picture: np.ndarray, facts: dict, key: Path | None = None):
+    """`save` for a picture (height, width, 3) uint8 that has its mark already, such as a sheet of several."""
+    words = {"generator": "minidalle", "digital_source_type": SOURCE, **facts}
     words["pixels_sha256"] = pixels_sha256(picture)
     words["sha256"] = words_sha256(words)
     if key is not None:
@@ -92,6 +99,18 @@ def save(path: Path, image: torch.Tensor, facts: dict, mark: bool = True, upscal
     info.add_itxt("XML:com.adobe.xmp", XMP)
     with replacing(path) as aside:
         Image.fromarray(picture).save(aside, format="PNG", pnginfo=info)
+
+
+def save_gif(path: Path, frames: torch.Tensor, mark: bool = True, upscale: int = 1, seconds: float = 4.0):
+    """frames (n, 3, height, width) in [0, 1] as an animation of so many seconds, which stays at its last frame for two.
+
+    A GIF has 256 colours and no place for a signature: its comment says where it comes from, and `verify` cannot vouch for it.
+    """
+    pictures = [Image.fromarray(as_shown(frame, mark, upscale)) for frame in frames]
+    each = max(20, round(1000 * seconds / len(pictures) / 10) * 10)  # milliseconds, in steps of 10
+    how = {"duration": [each] * (len(pictures) - 1) + [2000], "loop": 0, "comment": f"drawn by minidalle, {SOURCE}"}
+    with replacing(path) as aside:
+        pictures[0].save(aside, format="GIF", save_all=True, append_images=pictures[1:], **how)
 
 
 def pixels_sha256(picture: np.ndarray) -> str:
@@ -129,8 +148,11 @@ def signature(digest: str, key: Path) -> dict[str, str]:
 def verify(path: Path, public_key: str | None = None) -> tuple[int, str]:
     """(0, …) if the file is as it was written, (1, …) if it was altered, (2, …) if that cannot be said; and why.
 
-    public_key: 64 hexadecimal digits that the signature has to be of. Raises ValueError for a file that is no picture.
+    public_key: 64 hexadecimal digits that the signature has to be of. Raises ValueError where it is none, and for a file
+    that is no picture.
     """
+    if public_key is not None and not re.fullmatch("[0-9a-fA-F]{64}", public_key):
+        raise ValueError(f"{public_key[:80]!r} is no public key: expected 64 hexadecimal digits")
     picture, words = read(Path(path))
     if words is None:
         marked = ", but the mark is there: it may have been drawn by minidalle" if has_mark(picture) else ""
