@@ -236,6 +236,38 @@ def test_a_plan_counts_the_preset_that_it_is_asked_for(side_by_side):
     assert loss_of(2)[0].isfinite() and loss_of(2)[1] is dalle
 
 
+def test_what_happens_to_pictures_is_what_the_table_says(side_by_side, tmp_path):
+    import io
+
+    from PIL import Image
+
+    from benchmarks.survives import CHANGES, share, smooth, stripes
+    from minidalle.studio import provenance
+
+    assert share(0, 10) == "0.000 (0.000–0.278)" and share(10, 10) == "1.000 (0.722–1.000)"  # z² / (n + z²)
+    assert share(5, 10) == "0.500 (0.237–0.763)"
+    provenance.save(tmp_path / "a.png", torch.rand(3, 32, 32), {}, upscale=2)  # 64 x 72
+    with Image.open(tmp_path / "a.png") as image:
+        changed = {name: Image.open(io.BytesIO(change(image))) for name, change in CHANGES.items()}
+        pixels = np.asarray(image).astype(int)
+    other = {"resized × 0.5": (32, 36), "resized × 1.5": (96, 108), "resized × 2": (128, 144), "the strip cropped off": (64, 64),
+             "5 % cropped off each side": (58, 64), "the same, cut out exactly": (80, 90),
+             "a screenshot with the desktop around it": (360, 380)}  # fmt: skip
+    assert {name: p.size for name, p in changed.items() if p.size != (64, 72)} == other
+    kept = {name for name, p in changed.items() if "minidalle" in p.info}
+    assert kept == {"nothing", "one pixel changed"}
+    wrong = {
+        name: np.abs(np.asarray(p.convert("RGB")) - pixels).sum() for name, p in changed.items() if name not in other
+    }
+    assert (
+        wrong["nothing"] == wrong["saved as PNG by a program that drops metadata"] == 0
+        and wrong["one pixel changed"] == 1
+    )
+    assert 0 < wrong["JPEG, quality 95"] < wrong["JPEG, quality 75"] < wrong["JPEG, quality 25"]
+    rng = np.random.default_rng(0)
+    assert smooth(rng, 17).shape == (17, 17, 3) and stripes(rng).shape == (144, 128, 3)
+
+
 def test_the_classifier_of_names_is_judged_by_other_pictures_than_it_knows(side_by_side):
     from benchmarks.names import chosen_drawings, real_pictures
     from minidalle.data import openmoji
