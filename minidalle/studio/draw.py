@@ -128,40 +128,27 @@ def draw(args: argparse.Namespace):
     check_request(args, run, out)
     score = scorer(args.run, args.clip, run.device)[0] if args.rerank else None
     prefix = run.top_rows(args.image, args.rows) if editing else None
-    seeds, given = range(args.seed, args.seed + (args.rerank or args.n)), 0 if prefix is None else len(prefix)
-    tokens, seconds, sheet = len(seeds) * (run.model.config.rows - given) * run.model.config.grid, 0.0, []
-    with tqdm(total=len(args.captions) * tokens, unit="token", desc="draw") as bar:
+    seeds, config = range(args.seed, args.seed + (args.rerank or args.n)), run.model.config
+    tokens = len(args.captions) * len(seeds) * (config.rows - (0 if prefix is None else len(prefix))) * config.grid
+    seconds, sheet = 0.0, []
+    with tqdm(total=tokens, unit="token", desc="draw") as bar:
         for number, caption in enumerate(args.captions, start=1):
             started = time.perf_counter()
             codes = run.draw(caption, seeds, options, prefix, lambda first, cell, codes: bar.update(len(codes)))
             seconds += time.perf_counter() - started
             images = run.paint(codes)
-            scores = None if score is None else score(caption, images)
+            scores = score(caption, images) if score else None
             best = range(args.n) if scores is None else scores.argsort(descending=True)[: args.n].tolist()
             for k in best:
                 path = out / f"{number:02d}-{slug(caption)}-seed{seeds[k]}.png"
-                save(
-                    path,
-                    run,
-                    images[k],
-                    caption,
-                    seeds[k],
-                    options,
-                    args.verb,
-                    not args.no_mark,
-                    args.upscale,
-                    args.key,
-                )
-                if args.gif:
-                    frames = frames_of(run, codes[k], given)
-                    provenance.save_gif(path.with_suffix(".gif"), frames, not args.no_mark, args.upscale)
-                if scores is not None:
+                save_one(path, run, images[k], codes[k], caption, seeds[k], options, prefix, args)
+                if score:
                     bar.write(f"{scores[k]:6.3f}  {path}")
-            labels = [f"seed {seeds[k]}" + ("" if scores is None else f": {scores[k]:.3f}") for k in best]
+            labels = [f"seed {seeds[k]}" + (f": {scores[k]:.3f}" if score else "") for k in best]
             sheet.append((caption, [provenance.as_shown(images[k], not args.no_mark) for k in best[:MOST]], labels))
     how = ", ".join(f"{name} {value}" for name, value in options.items())
     save_sheet(out / "sheet.png", run, sheet, f"{args.run}, {how}", options, args)
-    count, tokens = len(args.captions) * args.n, len(args.captions) * tokens
+    count = len(args.captions) * args.n
     print(f"{count} picture{'' if count == 1 else 's'} and sheet.png in {out} ({how})")
     print(f"{tokens:,} tokens drawn in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s")
 
@@ -171,12 +158,11 @@ def check_request(args: argparse.Namespace, run: LoadedRun, out: Path):
     for caption in args.captions:
         run.text(caption)
     count, (height, width), up = args.rerank or args.n, run.size, args.upscale
-    check_pixels(
-        count * height * width, f"{count} pictures of {width} x {height}", "draw fewer, then others with --seed"
-    )
-    large = (up * height + up * width // 8 + 2) * up * width
-    frames = FRAMES * 2 if args.gif else 1
-    check_pixels(frames * large, f"--upscale {up}{' with --gif' if args.gif else ''}", "choose a smaller factor")
+    check_pixels(count * height * width, f"{count} pictures of {width} x {height}", "draw fewer, others with --seed")
+    large = (up * height + up * width // 8 + 2) * up * width  # with the strip
+    check_pixels(large, f"--upscale {up}", "choose a smaller factor")
+    if args.gif:
+        check_pixels(large * 2 * FRAMES, f"--upscale {up} with --gif", "choose a smaller factor")
     if args.key:
         provenance.signature("", args.key)
     if out.exists() and not out.is_dir():
@@ -194,9 +180,18 @@ def slug(caption: str) -> str:
 
 
 def save(path: Path, run: LoadedRun, image, caption, seed, options, verb, mark=True, upscale=1, key=None):
-    """One drawing (3, height, width), with all that it takes to draw it again."""
+    """One drawing (3, height, width), with all that it takes to draw it again; but for `edit`, the picture that was given."""
     facts = {"prompt": caption, "seed": seed, "options": options, "verb": verb, "model": run.model_hash}
     provenance.save(path, image, facts, mark, upscale, key)
+
+
+def save_one(path: Path, run: LoadedRun, image, codes, caption, seed, options, prefix, args: argparse.Namespace):
+    """One drawing (3, height, width) with codes (rows, grid), and with --gif how it was drawn."""
+    mark = not args.no_mark
+    save(path, run, image, caption, seed, options, args.verb, mark, args.upscale, args.key)
+    if args.gif:
+        frames = frames_of(run, codes, given=0 if prefix is None else len(prefix))
+        provenance.save_gif(path.with_suffix(".gif"), frames, mark, args.upscale)
 
 
 def save_sheet(path: Path, run: LoadedRun, rows, note: str, options: dict, args: argparse.Namespace):
