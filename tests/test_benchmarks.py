@@ -268,6 +268,26 @@ def test_what_happens_to_pictures_is_what_the_table_says(side_by_side, tmp_path)
     assert smooth(rng, 17).shape == (17, 17, 3) and stripes(rng).shape == (144, 128, 3)
 
 
+def test_what_is_kept_is_counted_in_the_drawings_themselves(side_by_side, tmp_path, capsys, monkeypatch):
+    from benchmarks.studio import print_kept, work
+    from minidalle.studio.draw import LoadedRun
+
+    run = LoadedRun(Path("lessons/weights"), "cpu")
+    print_kept(run, 8, tmp_path)
+    assert "edit: 256 of 256 kept codes are as they were, in 8 drawings" in capsys.readouterr().out  # 4 rows of 8
+    real = run.draw
+    monkeypatch.setattr(run, "draw", lambda *a: (real(*a) + 1) % 64)
+    print_kept(run, 8, tmp_path)
+    assert "edit: 0 of 256 kept codes" in capsys.readouterr().out
+    work("lessons/weights", 2, str(tmp_path / "out"))
+    took = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (
+        took["seconds"] > 0
+        and 0 < 128 / took["tokens/s"] < took["seconds"]
+        and len([*(tmp_path / "out").iterdir()]) == 3
+    )
+
+
 def test_the_classifier_of_names_is_judged_by_other_pictures_than_it_knows(side_by_side):
     from benchmarks.names import chosen_drawings, real_pictures
     from minidalle.data import openmoji
