@@ -23,6 +23,7 @@ from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, read_json, write_json
 from minidalle.cli import parse_with_settings, positive, run_command
 from minidalle.config import load_preset
+from minidalle.data.filter import in_words
 from minidalle.race import Race, clock, goal
 from minidalle.sequence import fit_text_len
 from minidalle.train import encode_all, pick_device, train_clip, train_dvae, train_transformer
@@ -67,8 +68,11 @@ def train_tiny(args: argparse.Namespace, settings: dict):
         raise ValueError(f"--until starts from nothing: leave out --resume, and choose another --out than {args.out}")
 
     # 1. Pictures with captions; the splits other than "train" are never trained on.
-    splits = data.load(preset.data, args.seed)
+    filtered = {}
+    splits = data.load(preset.data, args.seed, filtered)
     train = splits["train"]
+    if filtered:
+        say(in_words(filtered))
     say(f"{len(train.captions)} pictures of {args.data}, for example {train.captions[0]!r}; device {device}")
 
     # 2. Text becomes tokens: a byte-pair vocabulary learned from the captions.
@@ -104,7 +108,9 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     # 7. Leave pictures and numbers.
     sampling, editing = dataclasses.asdict(preset.sample), dataclasses.asdict(preset.edit)
     plots.save_run(run, model.config, pictures, sampling)
-    about = {"seconds": seconds, "sampling": sampling, "editing": editing, **conditions(args, device)}
+    about = {"splits": {name: len(split.captions) for name, split in splits.items()}}
+    about |= {"filter": filtered} if filtered else {}
+    about |= {"seconds": seconds, "sampling": sampling, "editing": editing, **conditions(args, device)}
     path = run.folder / "results.json"
     before = read_json(path) if path.exists() else {}  # a race that is now made a whole run keeps its record
     raced = {"race": race.results()} if race else {"race": before["race"]} if "race" in before else {}

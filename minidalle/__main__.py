@@ -124,7 +124,17 @@ def at_scale(verbs):
     )  # fmt: skip
     planning.add_argument("--utilisation", type=positive(float), default=0.4, help="share of its rate (default 0.4)")
 
-    pictures = verbs.add_parser("shards", help="write a folder of pictures with captions as tar shards")
+    filtering = argparse.ArgumentParser(add_help=False)
+    filtering.add_argument(
+        "--filter", action="store_true",
+        help="leave out captions that are too short or long, not in Latin letters, or boilerplate; the counts are printed",
+    )  # fmt: skip
+    filtering.add_argument(
+        "--blocklist", type=Path, help="with --filter: a file of words, one a line, to leave out as well"
+    )
+    pictures = verbs.add_parser(
+        "shards", parents=[filtering], help="write a folder of pictures with captions as tar shards"
+    )
     pictures.add_argument(
         "folder", type=Path, help="with fox.jpg (.png, .webp) and its caption in fox.txt, at any depth"
     )
@@ -136,7 +146,9 @@ def at_scale(verbs):
     sharded.add_argument("--dvae", required=True, help="a run's folder, or released:FOLDER with OpenAI's two files")
     sharded.add_argument("--preset", default="dalle-12b", help="default dalle-12b")
     sharded.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    encoding = verbs.add_parser("encode", parents=[sharded], help="compute the dVAE's codes once, as shards of codes")
+    encoding = verbs.add_parser(
+        "encode", parents=[sharded, filtering], help="compute the dVAE's codes once, as shards of codes"
+    )
     encoding.add_argument("out", type=Path, help="folder for the shards of codes; those that are there are kept")
     training = verbs.add_parser(
         "train", parents=[sharded], help="train the transformer on tar shards; under torchrun, on many GPUs"

@@ -22,6 +22,8 @@ class DataConfig:
     width: int = 256  # pixels, P 2.1
     pool: int = 4_000  # pictures drawn for training, O
     vocab_size: int = 16_384  # BPE entries asked for, P 2.2; a small corpus fills fewer
+    filter: bool = False  # P C, O: drop a folder's captions that are too short, boilerplate, …; see data/filter.py
+    blocklist: str = ""  # O: a file of words, one a line, whose captions the filter drops too
     fold: int = 0  # O: in a drawn world, which combinations are never trained on; see shapes.held_out
 
 

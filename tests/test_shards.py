@@ -12,6 +12,7 @@ from PIL import Image
 
 from minidalle.__main__ import main
 from minidalle.config import DVAEConfig
+from minidalle.data.filter import CaptionRules
 from minidalle.dvae import DVAE
 from minidalle.scale import shards
 
@@ -223,6 +224,14 @@ def test_codes_in_shards_are_those_of_the_dvae(pictures, tmp_path, capsys):
     for wrong in ((DVAE(config), 16), (dvae, 24)):
         with pytest.raises(ValueError, match="codes of another dVAE or another size"):
             shards.encode(paths, tmp_path / "codes", wrong[0], wrong[1], wrong[1], device)
+    rules = CaptionRules(blocklist=("grey 3", "5"))
+    done, skipped = shards.encode(paths, tmp_path / "filtered", dvae, 16, 16, device, rules)
+    assert done == 5 and [reason for _, reason in skipped] == ["blocklist"] * 2
+    captions = [s["txt"] for path in paths for s in shards.raw_samples(tmp_path / "filtered" / path.name, [])]
+    assert sorted(captions) == [f"grey {k}".encode() for k in (0, 1, 2, 4, 6)]
+    for other in (None, CaptionRules()):
+        with pytest.raises(ValueError, match="filtered otherwise"):
+            shards.encode(paths, tmp_path / "filtered", dvae, 16, 16, device, other)
     for more, out in ((paths + paths, "new"), (paths, "tars")):
         with pytest.raises(ValueError, match="different names, and another folder"):
             shards.encode(more, tmp_path / out, dvae, 16, 16, device)

@@ -548,6 +548,8 @@ def test_a_folder_of_twenty_pictures_with_four_bad_ones(tmp_path, capsys):
     (folder / "b" / "3.png").write_text("no picture")
     (folder / "a" / "4.txt").unlink()
     (folder / "b" / "4.txt").write_text(" ")
+    (folder / "a" / "5.txt").write_text("noise")
+    (folder / "b" / "5.txt").write_text("IMG_0001.JPG")
     updates = [f"--train.{stage}.updates=2" for stage in STAGES]
     small = [
         "--data.pool=40",
@@ -558,12 +560,16 @@ def test_a_folder_of_twenty_pictures_with_four_bad_ones(tmp_path, capsys):
     out = tmp_path / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert call("--data", str(folder), "--out", str(out), *updates, *small) is None
+        assert call("--data", str(folder), "--out", str(out), *updates, *small, "--data.filter=true") is None
     printed = capsys.readouterr()
-    assert "skipped 4 of 20 pictures" in printed.err
+    assert "captions filter: 14 kept, 1 boilerplate, 1 too short, 4 unusable" in printed.out
+    assert "skipped 6 of 20 pictures" in printed.err
     for name in ("a/3.png", "b/3.png", "a/4.png", "b/4.png"):
         assert name in printed.err
-    results = json.loads((out / "results.json").read_text())["results"]
+    results = json.loads((out / "results.json").read_text())
+    dropped = {"too long": 0, "not Latin": 0, "boilerplate": 1, "too short": 1, "blocklist": 0, "aspect ratio": 0}
+    assert results["filter"] == {"kept": 14, **dropped, "unusable": 4} and results["splits"]["train"] == 40
+    results = results["results"]
     assert results["psnr"]["n"] >= 1 and "codes_used" in results and "pairs" not in results
     for name in ("samples", "reconstructions", "editing", "rerank", "curves"):
         assert (out / f"{name}.png").exists()

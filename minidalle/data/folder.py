@@ -13,16 +13,17 @@ All chance is a hash of names and numbers, so the order of files on a disk chang
 leaves the splits and the crops of the others as they are.
 
 Crops are those of SPEC 2 ("augmentation"), and pictures with one side over twice as long as the other are left out
-(SPEC 7). Nothing is mirrored here, because a caption may say "left" and a picture may hold letters; the stage that
-trains the dVAE sees no captions, and may. The rest is our own choice (O). What is not noticed: one picture under two
-names, which may then be both learned and held out.
+(SPEC 7). Captions can be filtered (`data/filter.py`); that is for pictures from the web, and off unless asked for, as
+who captions pictures by hand means what is written, be it "fox" alone. Nothing is mirrored here, because a caption may
+say "left" and a picture may hold letters; the stage that trains the dVAE sees no captions, and may. The rest is our own
+choice (O). What is not noticed: one picture under two names, which may then be both learned and held out.
 """
 
 import hashlib
 import math
 import os
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from minidalle.data.filter import REASONS, CaptionRules, check
 from minidalle.data.pictures import Pictures
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # in small or capital letters
@@ -87,11 +89,11 @@ def clean_caption(data: bytes) -> str:
     return " ".join(words)
 
 
-def check_header(path: Path | BinaryIO, aspect: float = LONGEST):
-    """Raise ValueError with the reason where a picture's header, which tells its size, rules it out."""
+def check_header(path: Path | BinaryIO, aspect: float = LONGEST) -> tuple[int, int]:
+    """(width, height) from a picture's header. Raises ValueError with the reason where that rules the picture out."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            pixels, (shorter, longer) = math.prod(picture.size), sorted(picture.size)
+            size, pixels, (shorter, longer) = picture.size, math.prod(picture.size), sorted(picture.size)
     except Image.DecompressionBombError:
         pixels = math.inf
     except Exception:  # a decoder may raise nearly anything on broken bytes
@@ -100,6 +102,7 @@ def check_header(path: Path | BinaryIO, aspect: float = LONGEST):
         raise ValueError(f"over {MAX_PIXELS // 10**6} megapixels")
     if longer > aspect * shorter:
         raise ValueError(f"aspect ratio beyond 1:{aspect:g}")
+    return size
 
 
 def decode(path: Path | BinaryIO, least: int) -> Image.Image:
@@ -142,17 +145,26 @@ def read(path: Path, *sizes: tuple[int, int], prepare: Callable = lambda picture
     raise ValueError(f"{path} is {across} wide and {down} high, expected width to height as {shapes}: crop or pad it")
 
 
-def sort_out(found: Found) -> tuple[dict[str, str], dict[str, str]]:
-    """(the captions of pictures that look usable before they are decoded, the reasons against the others)."""
+def sort_out(found: Found, rules: CaptionRules | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """(the captions of pictures that look usable before they are decoded, the reasons against the others).
+
+    rules: those of the captions filter, which then judges the aspect ratio as well."""
     captions, skipped = {}, {}
     for key, (picture, text) in tqdm(found.items(), desc="look through", unit="picture", leave=False):
         try:
             caption = read_caption(text)
-            check_header(picture)
+            size = check_header(picture, LONGEST if rules is None else math.inf)
+            check(caption, size, rules)
             captions[key] = caption
         except ValueError as reason:
             skipped[key] = str(reason)
     return captions, skipped
+
+
+def tally(found: Found, skipped: dict[str, str]) -> dict[str, int]:
+    """What the captions filter did: {"kept": …, each of its reasons: …, "unusable": what it was not asked about}."""
+    counts = Counter(reason if reason in REASONS else "unusable" for reason in skipped.values())
+    return {"kept": len(found) - len(skipped), **{name: counts[name] for name in (*REASONS, "unusable")}}
 
 
 def summary(found: Found, skipped: dict[str, str]) -> str:
@@ -172,10 +184,15 @@ def check_enough(folder: Path, found: Found, skipped: dict[str, str]):
         raise ValueError(f"no pictures in {folder}: expected fox.jpg (.jpeg, .png, .webp) and its caption in fox.txt")
     if all(text is None for _, text in found.values()):
         raise ValueError(f"no captions in {folder} for its {len(found)} pictures: expected fox.txt beside fox.jpg")
-    if len(skipped) > usable:
+    broken = sum(reason not in REASONS for reason in skipped.values())  # the filter may drop as much as it likes
+    if 2 * broken > len(found):
         raise ValueError(f"{folder} cannot be used for more than half; mend or remove {summary(found, skipped)}")
     if usable < 2:
-        raise ValueError(f"only 1 usable picture in {folder}, expected 2, to learn from one and hold one out: add more")
+        why = f"; left out are {summary(found, skipped)}" if skipped else ""
+        raise ValueError(
+            f"only {usable} usable picture{'' if usable == 1 else 's'} in {folder}, expected 2, to learn from one and hold one out: "
+            f"add more{why}"
+        )
 
 
 def hashed(*parts) -> int:
@@ -253,12 +270,16 @@ def draw(views: list[View], found: Found, height: int, width: int, seed: int) ->
     return drawn, skipped
 
 
-def load(folder: Path, height: int, width: int, pool: int, seed: int) -> dict[str, Pictures]:
+def load(
+    folder: Path, height: int, width: int, pool: int, seed: int, rules: CaptionRules | None = None,
+    counts: dict | None = None,
+) -> dict[str, Pictures]:  # fmt: skip
     """Splits "train" (exactly `pool` pictures) and "held_out"; images (N, 3, height, width) uint8 in 0..255.
 
     "train" goes round the training pictures, with a new random crop each time; a smaller pool is a random subset, and
     the rest is not decoded. "held_out" shows the centre of each of its pictures, the same whatever the seed. What cannot
-    be used is skipped, and one warning counts and names it. Raises ValueError for a size or a pool under 1, and for a
+    be used is skipped, and one warning counts and names it. rules: those of the captions filter, None without it; counts:
+    a dictionary to put its `tally` into. Raises ValueError for a size or a pool under 1, and for a
     folder that is missing, has under 2 usable pictures, or more that cannot be used than can.
     """
     if min(height, width, pool) < 1:
@@ -269,7 +290,7 @@ def load(folder: Path, height: int, width: int, pool: int, seed: int) -> dict[st
     found = find(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on pictures with small flaws, which it reads all the same
-        captions, skipped = sort_out(found)
+        captions, skipped = sort_out(found, rules)
         drawn = {}
         while True:  # once; again where views of other pictures must take the place of a broken one's
             check_enough(folder, found, skipped)
@@ -282,6 +303,8 @@ def load(folder: Path, height: int, width: int, pool: int, seed: int) -> dict[st
             drawn, skipped = drawn | more, skipped | broken
     if skipped:
         warnings.warn(f"skipped {summary(found, skipped)}", stacklevel=2)
+    if counts is not None and rules is not None:
+        counts.update(tally(found, skipped))
     row = np.dtype((np.uint8, (3, height, width)))
     return {
         name: Pictures(

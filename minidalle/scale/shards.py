@@ -18,6 +18,7 @@ Crops are those of `data/folder.py`. What is read is O; the augmentation is SPEC
 
 import contextlib
 import glob
+import hashlib
 import io
 import json
 import lzma
@@ -36,6 +37,7 @@ from tqdm import tqdm
 
 from minidalle.checkpoint import fingerprint, read_json, replacing, write_json
 from minidalle.data import folder
+from minidalle.data.filter import CaptionRules, check
 from minidalle.dvae import DVAE
 from minidalle.train import to_float
 
@@ -285,15 +287,18 @@ def batches(stream: Stream, workers: int = 0):
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def write(source: Path, out: Path, per_shard: int = PER_SHARD) -> tuple[int, str]:
+def write(
+    source: Path, out: Path, per_shard: int = PER_SHARD, rules: CaptionRules | None = None
+) -> tuple[dict[str, int], str]:
     """Shards of the pictures of a folder (see `data/folder.py`), as they are, with their captions and, as JSON, their keys.
-    Returns how many there are, and what was skipped in words. A shard appears under its name only when it is whole."""
+    rules: those of the captions filter, None without it. Returns its counts, of which "kept" is what there is now, and what
+    was skipped in words. A shard appears under its name only when it is whole."""
     from webdataset import TarWriter
 
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: expected one with pictures such as fox.jpg and captions, fox.txt")
     found = folder.find(source)
-    captions, skipped = folder.sort_out(found)
+    captions, skipped = folder.sort_out(found, rules)
     folder.check_enough(source, found, skipped)
     keys = sorted(captions, key=folder.hashed)  # so that a shard holds some of everything
     for number, start in enumerate(tqdm(range(0, len(keys), per_shard), desc="write", unit="shard")):
@@ -305,14 +310,18 @@ def write(source: Path, out: Path, per_shard: int = PER_SHARD) -> tuple[int, str
                     "__key__": f"{place:09d}", ending: path.read_bytes(), "txt": captions[key].encode(),
                     "json": json.dumps({"key": key}).encode(),
                 })  # fmt: skip
-    return len(keys), folder.summary(found, skipped) if skipped else ""
+    return folder.tally(found, skipped), folder.summary(found, skipped) if skipped else ""
 
 
-def encode(paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, device: torch.device) -> tuple[int, list]:
+def encode(
+    paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, device: torch.device,
+    rules: CaptionRules | None = None,
+) -> tuple[int, list]:  # fmt: skip
     """Shards of codes beside captions, one for each shard of pictures, so that the transformer trains without the encoder.
 
     Each picture once, its middle (O: the paper crops anew at every sight). Shards that are there already are left as
-    they are, so that an interrupted command goes on. Returns the pictures encoded now, and [(sample, reason)] skipped.
+    they are, so that an interrupted command goes on. rules: those of the captions filter, None without it; shards that
+    img2dataset has made are filtered here. Returns the pictures encoded now, and [(sample, reason)] skipped.
     """
     from webdataset import TarWriter
 
@@ -323,15 +332,18 @@ def encode(paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, de
     if dvae.config.codebook_size > 2**16:
         raise ValueError(f"codes are stored in 16 bits, so at most 65,536 of them, got {dvae.config.codebook_size}")
     wanted = what_codes(dvae, height, width)
+    wanted |= {"filter": hashlib.sha256(repr(rules).encode()).hexdigest()} if rules else {}
     if (out / ENCODED).exists() and read_json(out / ENCODED) != wanted:
-        raise ValueError(f"{out} holds codes of another dVAE or another size of pictures: choose another folder")
+        raise ValueError(
+            f"{out} holds codes of another dVAE or another size of pictures, or filtered otherwise: choose another folder"
+        )
     write_json(out / ENCODED, wanted)
     done, skipped = 0, []
     for path in tqdm(paths, desc="encode", unit="shard"):
         if (out / path.name).exists():
             continue
         with replacing(out / path.name) as aside, TarWriter(str(aside), mtime=0) as tar:
-            for group in groups_of(usable_in(path, height, width, skipped), max(1, 2**18 // (height * width))):
+            for group in groups_of(usable_in(path, height, width, skipped, rules), max(1, 2**18 // (height * width))):
                 images = torch.from_numpy(np.stack([image for _, image, _ in group]))
                 codes = dvae.encode(to_float(images.to(device))).cpu().numpy().astype(np.uint16)
                 for (key, _, caption), grid in zip(group, codes):
@@ -340,11 +352,13 @@ def encode(paths: list[Path], out: Path, dvae: DVAE, height: int, width: int, de
     return done, skipped
 
 
-def usable_in(path: Path, height: int, width: int, skipped: list):
+def usable_in(path: Path, height: int, width: int, skipped: list, rules: CaptionRules | None = None):
     """(key, image, caption) of the usable samples of one shard."""
     for sample in raw_samples(path, skipped):
         try:
-            yield sample["__key__"], image_of(sample, height, width, None), caption_of(sample)
+            caption = caption_of(sample)
+            check(caption, None, rules)
+            yield sample["__key__"], image_of(sample, height, width, None), caption
         except ValueError as reason:
             skipped.append((f"{path}:{sample['__key__']}", str(reason)))
 
@@ -371,7 +385,7 @@ def are_encoded(paths: list[Path], dvae: DVAE, height: int, width: int) -> bool:
             f"the shards in {sorted(encoded)[0]} hold codes, those in {sorted(folders - encoded)[0]} pictures: give one kind"
         )
     for place in sorted(encoded):
-        if read_json(place / ENCODED) != what_codes(dvae, height, width):
+        if {**read_json(place / ENCODED), "filter": ""} != {**what_codes(dvae, height, width), "filter": ""}:
             raise ValueError(
                 f"the codes in {place} come from another dVAE or another size of pictures: encode the pictures again, or "
                 "give that dVAE and size"

@@ -2,8 +2,10 @@
 
 import argparse
 import warnings
+from collections import Counter
 
 from minidalle.config import load_preset
+from minidalle.data.filter import in_words, rules_for
 from minidalle.scale import released, run, shards
 from minidalle.scale.plan import plan
 from minidalle.train import pick_device
@@ -17,10 +19,12 @@ def print_plan(args: argparse.Namespace, settings: dict):
 
 def write_shards(args: argparse.Namespace):
     """`shards`: see scale/shards.py."""
-    count, skipped = shards.write(args.folder, args.out, args.per_shard)
+    counts, skipped = shards.write(args.folder, args.out, args.per_shard, rules_for(args.filter, args.blocklist))
     if skipped:
         warnings.warn(f"skipped {skipped}", stacklevel=1)
-    print(f"{count} pictures in {len(list(args.out.glob('*.tar')))} shards in {args.out}")
+    if args.filter:
+        print(in_words(counts))
+    print(f"{counts['kept']} pictures in {len(list(args.out.glob('*.tar')))} shards in {args.out}")
 
 
 def encode_shards(args: argparse.Namespace, settings: dict):
@@ -28,10 +32,13 @@ def encode_shards(args: argparse.Namespace, settings: dict):
     device, preset = pick_device(args.device), load_preset(args.preset, overrides=settings)
     dvae = released.dvae_from(args.dvae).to(device)
     size = preset.data.height, preset.data.width
-    done, skipped = shards.encode(shards.find(args.shards), args.out, dvae, *size, device)
+    rules = rules_for(args.filter, args.blocklist)
+    done, skipped = shards.encode(shards.find(args.shards), args.out, dvae, *size, device, rules)
     if skipped:
         named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:10])
         warnings.warn(f"skipped {len(skipped)}: {named}{', …' if len(skipped) > 10 else ''}", stacklevel=1)
+    if rules:
+        print(in_words({"kept": done, **Counter(reason for _, reason in skipped)}))
     print(f"encoded {done} pictures into {args.out}")
 
 
