@@ -26,6 +26,7 @@ from minidalle.config import load_preset
 from minidalle.data.filter import in_words
 from minidalle.race import Race, clock, goal
 from minidalle.sequence import fit_text_len
+from minidalle.studio import card
 from minidalle.train import encode_all, pick_device, train_clip, train_dvae, train_transformer
 
 
@@ -118,6 +119,7 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     report(results, seconds, run.folder)
     if race:
         say(f"race: {race}")
+    say(f"model card: {card.write(run.folder)}, with sections for you to fill in")
 
 
 def conditions(args: argparse.Namespace, device: torch.device) -> dict:

@@ -4,6 +4,7 @@ python -m minidalle generate "a photo of a large red circle" --run runs/shapes-t
 python -m minidalle edit "the exact same fox on the top as a sketch on the bottom" --image fox.png --run runs/openmoji-tiny
 python -m minidalle rank "a photo of a large red circle" one.png two.png --run runs/shapes-tiny
 python -m minidalle verify runs/shapes-tiny/generated/sheet.png
+python -m minidalle card --run runs/shapes-tiny                             (its model card, from its records)
 python -m minidalle plan --preset dalle-12b --gpus 64 --gpu h100-80gb
 python -m minidalle shards my-pictures shards                               (a folder of pictures, as tar shards)
 python -m minidalle encode --shards 'shards/*.tar' --dvae released:dall-e codes
@@ -86,6 +87,12 @@ def main(argv: list[str] | None = None):
     )
     checking.add_argument("image", type=Path, metavar="IMAGE")
     checking.add_argument("--public-key", help="64 hexadecimal digits: the key that it has to be signed with")
+    describing = verbs.add_parser(
+        "card",
+        help="write a run's model card from its records",
+        description="Writes RUN/model_card.md from what the run has recorded. What its author has filled in stays.",
+    )
+    describing.add_argument("--run", type=Path, required=True, help="the folder that train_tiny.py or train wrote")
     at_scale(verbs)
     args, unknown = parser.parse_known_args(argv)
     settings = {}
@@ -171,7 +178,7 @@ def at_scale(verbs):
 
 VERBS = {  # the function that does it, imported when it is asked for, so that --help needs no torch
     "generate": "studio.draw:draw", "edit": "studio.draw:draw", "rank": "studio.draw:rank_images",
-    "verify": "studio.draw:verify_picture",
+    "verify": "studio.draw:verify_picture", "card": "studio.card:write_card",
     "plan": "scale.verbs:print_plan", "shards": "scale.verbs:write_shards", "encode": "scale.verbs:encode_shards",
     "train": "scale.verbs:train_sharded",
 }  # fmt: skip

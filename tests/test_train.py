@@ -362,7 +362,7 @@ def test_train_tiny_leaves_everything_it_promises(finished):
     for name in (
         "config.json", "bpe.json", "dvae.safetensors", "transformer.safetensors", "clip.safetensors", "metrics.jsonl",
         "results.json", "curves.png", "reconstructions.png", "samples.png", "rerank.png", "editing.png", "masks.png", "failures.png",
-        "state",
+        "state", "model_card.md",
     ):  # fmt: skip
         assert (out / name).exists(), name
     results = json.loads((out / "results.json").read_text())
