@@ -1,10 +1,11 @@
-"""python -m minidalle <verb>: draw with a run that `train_tiny.py` has made (studio/draw.py), and the full size (scale/verbs.py).
+"""python -m minidalle <verb>: draw with a run that `train_tiny.py` has made (studio/draw.py, web.py), and the full size (scale/verbs.py).
 
 python -m minidalle generate "a photo of a large red circle" --run runs/shapes-tiny --rerank 32
 python -m minidalle edit "the exact same fox on the top as a sketch on the bottom" --image fox.png --run runs/openmoji-tiny
 python -m minidalle rank "a photo of a large red circle" one.png two.png --run runs/shapes-tiny
 python -m minidalle verify runs/shapes-tiny/generated/sheet.png
 python -m minidalle card --run runs/shapes-tiny                             (its model card, from its records)
+python -m minidalle serve --run runs/shapes-tiny                           (the same in a browser)
 python -m minidalle plan --preset dalle-12b --gpus 64 --gpu h100-80gb
 python -m minidalle shards my-pictures shards                               (a folder of pictures, as tar shards)
 python -m minidalle encode --shards 'shards/*.tar' --dvae released:dall-e codes
@@ -80,6 +81,12 @@ def main(argv: list[str] | None = None):
     rank.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="pictures of the shape that the run draws, of any size"
     )
+    serving = verbs.add_parser("serve", parents=[every], help="draw and edit in a browser, on this machine alone")
+    serving.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets every machine of the network draw (default 127.0.0.1)"
+    )
+    serving.add_argument("--port", type=int, default=7860, help="0 takes any that is free (default 7860)")
+    serving.add_argument("--queue", type=positive(int), default=20, help="so many drawings may wait (default 20)")
     checking = verbs.add_parser(
         "verify",
         help="is a picture as minidalle wrote it?",
@@ -107,7 +114,7 @@ def main(argv: list[str] | None = None):
     given = [p for value in vars(args).values() for p in (value if isinstance(value, list) else [value])]
     if any(isinstance(p, Path) and "\0" in str(p) for p in given):
         parser.error("a path holds a NUL byte, which no file's name can: check how it was made")
-    if args.verb in ("generate", "edit", "rank") and not args.run and not (args.verb == "rank" and args.clip):
+    if args.verb in ("generate", "edit", "rank", "serve") and not args.run and not (args.verb == "rank" and args.clip):
         parser.error(f"{args.verb} needs --run, the folder that train_tiny.py wrote")
     if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
@@ -178,7 +185,7 @@ def at_scale(verbs):
 
 VERBS = {  # the function that does it, imported when it is asked for, so that --help needs no torch
     "generate": "studio.draw:draw", "edit": "studio.draw:draw", "rank": "studio.draw:rank_images",
-    "verify": "studio.draw:verify_picture", "card": "studio.card:write_card",
+    "verify": "studio.draw:verify_picture", "card": "studio.card:write_card", "serve": "studio.web:serve",
     "plan": "scale.verbs:print_plan", "shards": "scale.verbs:write_shards", "encode": "scale.verbs:encode_shards",
     "train": "scale.verbs:train_sharded",
 }  # fmt: skip

@@ -397,4 +397,9 @@ def encode_all(dvae: DVAE, images: torch.Tensor, device: torch.device) -> torch.
 def decode_all(dvae: DVAE, codes: torch.Tensor, device: torch.device) -> torch.Tensor:
     """codes (N, rows, grid) int64 -> images (N, 3, height, width) float32 in [0, 1], on the CPU."""
     parts = codes.split(max(1, 2**18 // (codes[0].numel() * dvae.config.downsample**2)))
-    return torch.cat([dvae.decode(part.to(device)).cpu() for part in tqdm(parts, desc="decode", leave=False)])
+    return torch.cat(
+        [
+            dvae.decode(part.to(device)).cpu()
+            for part in tqdm(parts, desc="decode", leave=False, disable=len(parts) == 1)
+        ]
+    )

@@ -94,22 +94,27 @@ class LoadedRun:
         """codes (n, rows, grid) -> pictures (n, 3, height, width) in [0, 1] on the CPU."""
         return decode_all(self.dvae, codes, self.device)
 
-    def paint_partly(self, codes: torch.Tensor, n: int) -> torch.Tensor:
-        """The same where only the first n codes of each are drawn: the rest is grey, and the decoder does not know it."""
+    def paint_partly(self, codes: torch.Tensor, n: int | torch.Tensor) -> torch.Tensor:
+        """The same where only the first n codes of each are drawn: the rest is grey, and the decoder does not know it.
+        n: a number, or one for each picture."""
         step = self.dvae.config.downsample
         one_hot = F.one_hot(codes, self.dvae.config.codebook_size).permute(0, 3, 1, 2).float()  # (n, K, rows, grid)
-        known = (torch.arange(codes[0].numel(), device=codes.device) < n).view_as(codes[0])  # (rows, grid)
+        known = torch.arange(codes[0].numel()) < torch.as_tensor(n).expand(len(codes))[:, None]  # (n, rows * grid)
+        known = known.view_as(codes).to(codes.device)[:, None]  # (n, 1, rows, grid)
         with torch.no_grad():
             pictures = self.dvae.paint((one_hot * known).to(self.device))
-        seen = known.repeat_interleave(step, 0).repeat_interleave(step, 1).to(self.device)
+        seen = known.repeat_interleave(step, 2).repeat_interleave(step, 3).to(self.device)
         return torch.where(seen, pictures, 0.85).cpu()
 
+    def usual_rows(self) -> int:
+        """So many rows of codes are kept: half of a picture that shows a thing twice, 15/32 of any other (P 3.3)."""
+        rows = self.model.config.rows
+        return rows // 2 if self.preset.data.name in TWICE else max(1, rows * 15 // 32)
+
     def top_rows(self, image: Path, rows: int | None = None) -> torch.Tensor:
-        """The codes (rows, grid) of the top of a picture that is to be edited; rows None: half of a picture that shows a
-        thing twice, 15/32 of any other (P 3.3)."""
+        """The codes (rows, grid) of the top of a picture that is to be edited; rows None: `usual_rows`."""
         drawn, config = self.preset.data, self.model.config
-        usual = config.rows // 2 if drawn.name in TWICE else max(1, config.rows * 15 // 32)
-        rows = usual if rows is None else rows
+        rows = self.usual_rows() if rows is None else rows
         if not 0 < rows < config.rows:
             raise ValueError(
                 f"--rows must lie in 1 … {config.rows - 1}, as this run draws {config.rows} rows, got {rows}"
@@ -282,11 +287,18 @@ def check_caption(caption: str, bpe: BPE | None = None):
         raise ValueError(f"a caption has {size:,} bytes, over {MAX_CAPTION:,}: say it in fewer words")
     if bpe is None:
         return
-    words = dict.fromkeys(re.findall(r"\w+", caption.lower()))  # each once
-    if strange := [word for word in words if len(bpe.encode(word)) > 1]:
-        more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
-        warnings.warn(
-            f"the model reads {', '.join(map(repr, strange[:10]))}{more} in pieces, because such words were rare or not there in its "
-            "captions: what it draws may not show them",
-            stacklevel=1,
-        )
+    if said := strange(caption, bpe):
+        warnings.warn(said, stacklevel=1)
+
+
+def strange(caption: str, bpe: BPE) -> str:
+    """A sentence about the words, emoji and other signs that the run cannot know well; empty if there are none."""
+    words = dict.fromkeys(re.findall(r"\w+|[^\w\s!-~]+", caption.lower()))  # each once
+    unknown = [word for word in words if len(bpe.encode(word)) > 1]
+    if not unknown:
+        return ""
+    named = [*map(repr, unknown[:10]), *["…"] * (len(unknown) > 10)]
+    return (
+        f"the model reads {', '.join(named)} in pieces, because such words were rare or not there in its "
+        "captions: what it draws may not show them"
+    )
