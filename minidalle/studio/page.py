@@ -198,9 +198,9 @@ class Page:
         if source is None:
             raise ValueError("there is no picture to edit: click a drawing and send it here, or upload one")
         if isinstance(source, torch.Tensor):
-            return source[: int(rows)]
+            return source[: int(rows or 0)]
         try:
-            return self.run.top_rows(Path(source), int(rows)).cpu()
+            return self.run.top_rows(Path(source), int(rows or 0)).cpu()
         except ValueError as error:
             raise ValueError(f"{error}".replace(str(source), f"“{Path(source).name}”")) from None
 

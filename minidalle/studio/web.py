@@ -88,7 +88,7 @@ def layout(page: Page, name: str) -> gr.Blocks:
                 )
                 send = gr.Button("Keep its top and draw the rest anew", visible=False)
         out, quiet = [grid, said, shown, detail, send], {"show_progress": "hidden", "api_visibility": "private"}
-        alone = {"concurrency_limit": None, "show_progress": "hidden"}  # they wait in a line of our own
+        alone = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}  # our own line
         gr.on(
             [go.click, prompt.submit], partial(page.nine, "generate", None, 0), drawing, out, api_name="draw", **alone
         )
