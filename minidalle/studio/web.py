@@ -34,7 +34,7 @@ CSS = """
 #grid .thumbnail-item { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; overflow: visible }
 #grid .caption-label { position: static; align-self: center; max-width: none; border: 0; background: none; white-space: normal; opacity: 1 !important }
 #grid .thumbnail-item:hover img { filter: none }
-#said p { margin: 0; min-height: 3em } #said .wrong { color: #b3261e } .dark #said .wrong { color: #ffb4ab }
+#said p { margin: 0; min-height: 3em } .wrong { color: #b3261e } .dark .wrong { color: #ffb4ab }
 #detail img { width: 100%; max-width: 320px; border: 1px solid #8886 } #kept img { width: 160px; border: 1px solid #8886 }
 .codes { border-collapse: collapse; table-layout: fixed; width: 100%; max-width: 320px }
 .codes td { border: 1px solid white; padding: 0; text-align: center; color: black; overflow: hidden; font-size: min(.8rem, calc(13rem / var(--grid))) }
@@ -98,7 +98,7 @@ def layout(page: Page, name: str) -> gr.Blocks:
         send.click(page.send, [shown, picked], [tabs, source, file, caption], **quiet).then(
             None, js=look.format("#tabs")
         )
-        file.upload(lambda path: path, file, source, **quiet)
+        gr.on([file.upload, file.clear], lambda path: path, file, source, **quiet)
         gr.on([source.change, rows.change], page.preview, [source, rows], kept, **quiet)
     blocks.max_threads = page.most + 40  # all that wait, and the clicks beside them
     return blocks.queue(api_open=False)
