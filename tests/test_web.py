@@ -34,7 +34,10 @@ import uvicorn  # noqa: E402
 from minidalle.studio.page import COUNT, Gone, Page, read_prompt  # noqa: E402
 from minidalle.studio.web import site  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:the model reads")  # said on the page, which is what is tested
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the model reads",  # said on the page, which is what is tested
+    "ignore:'future.no_silent_downcasting'", "ignore:The copy keyword",  # of Gradio's own use of pandas
+)  # fmt: skip
 RUN, CAPTION = Path("lessons/weights"), "a photo of a red circle above a blue square"
 KNOBS = (0, 1.0, 0, 0.7, 1.5)  # seed, temperature, top-k, top-p, guidance
 REPORTING = """
@@ -198,9 +201,9 @@ class Slow:
 
     def draw(self, caption, seeds, options, prefix=None, on_token=None):
         self.began += 1
-        nothing = torch.zeros(len(seeds), dtype=torch.int64)
+        nothing, end = torch.zeros(len(seeds), dtype=torch.int64), time.monotonic() + 20
         try:
-            while not self.go.wait(0.01):
+            while not self.go.wait(0.01) and time.monotonic() < end:
                 on_token(0, 0, nothing)
         except Gone:
             self.stopped += 1
@@ -221,7 +224,7 @@ def serving(page):
         thread.join()
 
 
-def until(true, seconds=30.0):
+def until(true, seconds=15.0):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
