@@ -97,7 +97,9 @@ def test_nine_pictures_fill_and_end_with_the_best_first(page, run):
     steps = steps_of("generate", None, 0, CAPTION, *KNOBS, page=page)
     counts = [int(re.search(r"(\d+) of 576 codes", said)[1]) for _, said, *_ in steps[:-1]]
     assert counts == sorted(counts) and counts[0] < 576 and counts[-1] == 576
-    assert all(len(grid) == COUNT for grid, *_ in steps) and all(shown is None for _, _, shown, *_ in steps[:-1])
+    files = [json.dumps(image.info) for grid, *_ in steps for image, _ in grid]  # Gradio names them by their bytes
+    assert len(set(files)) == len(steps) * COUNT  # so that none is written anew while a browser reads it
+    assert all(shown is None for _, _, shown, *_ in steps[:-1])
     first, shown = steps[0][0], steps[-1][2]
     assert first[-1][0].getextrema() == ((217, 217),) * 3  # grey, as nothing is drawn yet
     assert sorted(shown["seeds"]) == list(range(9)) and shown["scores"] == sorted(shown["scores"], reverse=True)
@@ -260,9 +262,11 @@ def test_of_twenty_at_once_those_beyond_the_line_are_told_so(run, page):
     slow = Slow(run)
     with serving(Page(slow, page.score, most=4)) as url, ThreadPoolExecutor(20) as pool:
         said = [pool.submit(lambda: sentence_of(join(url))) for _ in range(20)]
-        until(lambda: sum(one.done() for one in said) == 15)  # one is drawn, four wait
-        assert slow.began == 1 and httpx.get(url, trust_env=False).status_code == 200
-        slow.go.set()
+        try:
+            until(lambda: sum(one.done() for one in said) == 15)  # one is drawn, four wait
+            assert slow.began == 1 and httpx.get(url, trust_env=False).status_code == 200
+        finally:
+            slow.go.set()
         said = [one.result(60) for one in said]
         refused = [one for one in said if "4 drawings are waiting already, which is the most" in one]
         assert len(refused) == 15 and sum("the best first by CLIP" in one for one in said) == 5

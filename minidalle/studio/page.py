@@ -15,6 +15,7 @@ import threading
 import unicodedata
 from contextlib import aclosing
 from pathlib import Path
+from uuid import uuid4
 
 import gradio as gr
 import torch
@@ -91,7 +92,7 @@ class Page:
         """score(caption, images) -> scores (n,), or None; most: so many drawings may wait."""
         self.run, self.score, self.most, self.line = run, score, most, []
 
-    async def nine(self, verb: str, source, rows: int, prompt: str, seed: float, *knobs):
+    async def nine(self, verb: str, source, rows: int, prompt: str, seed: int, *knobs):
         """Draw. Yields (grid, sentence, shown, detail, the button that sends) until the nine are there."""
         stay = [gr.skip()] * 4
         try:
@@ -109,22 +110,29 @@ class Page:
             while self.line[0] is not ticket:
                 yield stay[0], say(f"waiting: {self.line.index(ticket)} before yours"), *stay[1:]
                 await asyncio.sleep(0.3)
-            async with aclosing(self.drawing(caption, seeds, options, prefix)) as steps:
-                async for codes, drawn in steps:
-                    grid = await asyncio.to_thread(self.grid, codes, drawn)
-                    done = f"{int(drawn.sum())} of {codes.numel()} codes{warning}"
-                    yield grid, say(f"drawing “{caption}”, {done}"), None, "", gr.Button(visible=False)
             shown = {"caption": caption, "options": options, "verb": verb}
-            shown |= await asyncio.to_thread(self.ranked, caption, codes, list(seeds))
-            grid = await asyncio.to_thread(self.grid, shown["codes"], None, shown)
-            order = "the best first by CLIP" if self.score else "in the order of their seeds"
-            yield grid, say(f"“{caption}”, {order}: pick one to see its codes{warning}"), shown, "", gr.skip()
+            async with aclosing(self.filling(shown, warning, seeds, prefix)) as steps:
+                async for step in steps:
+                    yield step
         except (ValueError, RuntimeError) as error:
             yield stay[0], say(f"{error}".partition("\n")[0], wrong=True), *stay[1:]
         finally:
             self.line.remove(ticket)
 
-    async def drawing(self, caption: str, seeds, options: dict, prefix):
+    async def filling(self, shown: dict, warning: str, seeds: range, prefix: torch.Tensor | None):
+        """The part of `nine` that has the model to itself; yields the same."""
+        caption, options = shown["caption"], shown["options"]
+        async with aclosing(self.drawing(caption, seeds, options, prefix)) as steps:
+            async for codes, drawn in steps:
+                grid = await asyncio.to_thread(self.grid, codes, drawn)
+                done = f"{int(drawn.sum())} of {codes.numel()} codes{warning}"
+                yield grid, say(f"drawing “{caption}”, {done}"), None, "", gr.Button(visible=False)
+        shown = shown | await asyncio.to_thread(self.ranked, caption, codes, list(seeds))
+        grid = await asyncio.to_thread(self.grid, shown["codes"], None, shown)
+        order = "the best first by CLIP" if self.score else "in the order of their seeds"
+        yield grid, say(f"“{caption}”, {order}: pick one to see its codes{warning}"), shown, "", gr.skip()
+
+    async def drawing(self, caption: str, seeds: range, options: dict, prefix: torch.Tensor | None):
         """Yields (codes (n, rows, grid), how many cells of each are drawn (n,)) three times a second, at last all."""
         config = self.run.model.config
         codes = torch.zeros(len(seeds), config.rows, config.grid, dtype=torch.int64)
@@ -163,8 +171,12 @@ class Page:
     def grid(self, codes: torch.Tensor, drawn: torch.Tensor | None, shown: dict | None = None) -> list:
         """Pictures with captions, for the gallery."""
         pictures = to_array(self.run.paint(codes) if drawn is None else self.run.paint_partly(codes, drawn))
-        labels = ["" if shown is None else label(shown, k) for k in range(len(pictures))]
-        return [(Image.fromarray(picture), name) for picture, name in zip(pictures, labels)]
+        images = [Image.fromarray(picture) for picture in pictures]
+        for (
+            image
+        ) in images:  # Gradio names a file by its bytes, and would write an equal one anew while a browser reads it
+            image.info["once"] = uuid4().hex
+        return [(image, "" if shown is None else label(shown, k)) for k, image in enumerate(images)]
 
     def pick(self, shown: dict | None, event: gr.SelectData):
         """A picture was clicked: (the detail, the button that sends, which it is)."""
