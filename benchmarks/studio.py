@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 
 import side_by_side
-
 from minidalle.cli import positive, run_command
 
 CAPTIONS = (

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import side_by_side
 from PIL import Image, PngImagePlugin
-from studio import CAPTIONS
 
+import side_by_side
 from minidalle.cli import positive, run_command
+from studio import CAPTIONS
 
 # --- what happens to pictures: each takes the picture as it was opened and gives the bytes of a file ---------------------
 
