@@ -80,7 +80,7 @@ def test_rules_that_nothing_can_meet(bad):
 def test_the_latin_share_is_that_of_the_names(text):
     text = unicodedata.normalize("NFKC", text)
     letters = [c for c in text if unicodedata.category(c)[0] == "L" and c not in ODD]
-    latin = [c for c in letters if unicodedata.name(c).startswith("LATIN")]
+    latin = [c for c in letters if unicodedata.name(c, "").startswith("LATIN")]
     if not set(text) & set(ODD):
         assert latin_share(text) == (len(latin) / len(letters) if letters else 1)
 

@@ -24,8 +24,8 @@ from minidalle.checkpoint import load_run, save_model
 from minidalle.config import DVAEConfig, load_preset
 from minidalle.data import shapes
 from minidalle.dvae import DVAE
+from minidalle.scale import packing, sharded, shards
 from minidalle.scale import run as run_module
-from minidalle.scale import sharded, shards
 from minidalle.train import Interrupt
 from minidalle.transformer import DALLE
 
@@ -46,8 +46,8 @@ def world(tmp_path_factory):
     torch.manual_seed(0)
     dvae = DVAE(DVAEConfig(codebook_size=20, n_hid=8, n_init=4, n_group=2, n_block=1, input_kernel=3, patch=2)).eval()
     save_model(folder / "dvae/dvae.safetensors", dvae, dvae.state_dict())
-    shards.write(folder / "pictures", folder / "tars", per_shard=9)
-    shards.encode(shards.find(f"{folder}/tars/*.tar"), folder / "codes", dvae, 24, 24, torch.device("cpu"))
+    packing.write(folder / "pictures", folder / "tars", per_shard=9)
+    packing.encode(shards.find(f"{folder}/tars/*.tar"), folder / "codes", dvae, 24, 24, torch.device("cpu"))
     return folder
 
 

@@ -14,7 +14,7 @@ from minidalle.__main__ import main
 from minidalle.config import DVAEConfig
 from minidalle.data.filter import CaptionRules
 from minidalle.dvae import DVAE
-from minidalle.scale import shards
+from minidalle.scale import packing, shards
 
 
 def jpeg(number: int, size=(20, 16)) -> bytes:
@@ -202,10 +202,10 @@ def test_codes_in_shards_are_those_of_the_dvae(pictures, tmp_path, capsys):
     torch.manual_seed(0)
     config = DVAEConfig(codebook_size=12, n_hid=8, n_init=4, n_group=2, n_block=1, input_kernel=3, patch=2)
     dvae, device = DVAE(config).eval(), torch.device("cpu")
-    shards.write(pictures, tmp_path / "tars", per_shard=4)
+    packing.write(pictures, tmp_path / "tars", per_shard=4)
     paths = shards.find(f"{tmp_path}/tars/*.tar")
-    assert shards.encode(paths, tmp_path / "codes", dvae, 16, 16, device)[0] == 7
-    assert shards.encode(paths, tmp_path / "codes", dvae, 16, 16, device)[0] == 0  # all there already
+    assert packing.encode(paths, tmp_path / "codes", dvae, 16, 16, device)[0] == 7
+    assert packing.encode(paths, tmp_path / "codes", dvae, 16, 16, device)[0] == 0  # all there already
     for path in paths:
         images = {s["__key__"]: shards.image_of(s, 16, 16, None) for s in shards.raw_samples(path, [])}
         for sample in shards.raw_samples(tmp_path / "codes" / path.name, []):
@@ -215,26 +215,26 @@ def test_codes_in_shards_are_those_of_the_dvae(pictures, tmp_path, capsys):
                 with pytest.raises(ValueError, match="its codes are not"):
                     shards.codes_of(sample, *wrong)
     codes = shards.find(f"{tmp_path}/codes/*.tar")
-    assert shards.are_encoded(codes, dvae, 16, 16) and not shards.are_encoded(paths, dvae, 16, 16)
+    assert packing.are_encoded(codes, dvae, 16, 16) and not packing.are_encoded(paths, dvae, 16, 16)
     for wrong in ((DVAE(config), 16), (dvae, 24)):
         with pytest.raises(ValueError, match="come from another dVAE or another size"):
-            shards.are_encoded(codes, wrong[0], wrong[1], wrong[1])
+            packing.are_encoded(codes, wrong[0], wrong[1], wrong[1])
     with pytest.raises(ValueError, match="hold codes, those in .* pictures: give one kind"):
-        shards.are_encoded(codes + paths, dvae, 16, 16)
+        packing.are_encoded(codes + paths, dvae, 16, 16)
     for wrong in ((DVAE(config), 16), (dvae, 24)):
         with pytest.raises(ValueError, match="codes of another dVAE or another size"):
-            shards.encode(paths, tmp_path / "codes", wrong[0], wrong[1], wrong[1], device)
+            packing.encode(paths, tmp_path / "codes", wrong[0], wrong[1], wrong[1], device)
     rules = CaptionRules(blocklist=("grey 3", "5"))
-    done, skipped = shards.encode(paths, tmp_path / "filtered", dvae, 16, 16, device, rules)
+    done, skipped = packing.encode(paths, tmp_path / "filtered", dvae, 16, 16, device, rules)
     assert done == 5 and [reason for _, reason in skipped] == ["blocklist"] * 2
     captions = [s["txt"] for path in paths for s in shards.raw_samples(tmp_path / "filtered" / path.name, [])]
     assert sorted(captions) == [f"grey {k}".encode() for k in (0, 1, 2, 4, 6)]
     for other in (None, CaptionRules()):
         with pytest.raises(ValueError, match="filtered otherwise"):
-            shards.encode(paths, tmp_path / "filtered", dvae, 16, 16, device, other)
+            packing.encode(paths, tmp_path / "filtered", dvae, 16, 16, device, other)
     for more, out in ((paths + paths, "new"), (paths, "tars")):
         with pytest.raises(ValueError, match="different names, and another folder"):
-            shards.encode(more, tmp_path / out, dvae, 16, 16, device)
+            packing.encode(more, tmp_path / out, dvae, 16, 16, device)
 
 
 def test_broken_codes_are_a_reason_to_skip():

@@ -23,7 +23,7 @@ from minidalle.bpe import BPE
 from minidalle.checkpoint import Run, fingerprint, save_model
 from minidalle.config import Preset, TransformerConfig
 from minidalle.dvae import DVAE
-from minidalle.scale import released, shards
+from minidalle.scale import packing, released, shards
 from minidalle.scale.sharded import Training, processes, states, whole
 from minidalle.sequence import tokenize
 from minidalle.train import Interrupt, seed_of, split_to_fit, to_float
@@ -80,7 +80,7 @@ def train(
     preset = dataclasses.replace(preset, dvae=dvae.config, data=dataclasses.replace(preset.data, name="shards"))
     with processes(device) as team:
         paths, runs = team.by_the_first(lambda: shards.find(pattern)), []
-        encoded = shards.are_encoded(paths, dvae, preset.data.height, preset.data.width)
+        encoded = packing.are_encoded(paths, dvae, preset.data.height, preset.data.width)
         settings = {
             "preset": dataclasses.asdict(preset), "seed": seed, "dvae": fingerprint(dvae.state_dict()),
             "shards": [path.name for path in paths],  # where they lie may change

@@ -6,7 +6,7 @@ from collections import Counter
 
 from minidalle.config import load_preset
 from minidalle.data.filter import in_words, rules_for
-from minidalle.scale import released, run, shards
+from minidalle.scale import packing, released, run, shards
 from minidalle.scale.plan import plan
 from minidalle.train import pick_device
 
@@ -18,8 +18,8 @@ def print_plan(args: argparse.Namespace, settings: dict):
 
 
 def write_shards(args: argparse.Namespace):
-    """`shards`: see scale/shards.py."""
-    counts, skipped = shards.write(args.folder, args.out, args.per_shard, rules_for(args.filter, args.blocklist))
+    """`shards`: see scale/packing.py."""
+    counts, skipped = packing.write(args.folder, args.out, args.per_shard, rules_for(args.filter, args.blocklist))
     if skipped:
         warnings.warn(f"skipped {skipped}", stacklevel=1)
     if args.filter:
@@ -28,12 +28,12 @@ def write_shards(args: argparse.Namespace):
 
 
 def encode_shards(args: argparse.Namespace, settings: dict):
-    """`encode`: see scale/shards.py."""
+    """`encode`: see scale/packing.py."""
     device, preset = pick_device(args.device), load_preset(args.preset, overrides=settings)
     dvae = released.dvae_from(args.dvae).to(device)
     size = preset.data.height, preset.data.width
     rules = rules_for(args.filter, args.blocklist)
-    done, skipped = shards.encode(shards.find(args.shards), args.out, dvae, *size, device, rules)
+    done, skipped = packing.encode(shards.find(args.shards), args.out, dvae, *size, device, rules)
     if skipped:
         named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:10])
         warnings.warn(f"skipped {len(skipped)}: {named}{', …' if len(skipped) > 10 else ''}", stacklevel=1)
