@@ -17,7 +17,7 @@
 # - **Ours**: every number that a cell below prints. It is about tiny models of drawn worlds. It shows how a thing *can*
 #   come about, not how often it does elsewhere.
 # - **DALL-E (v1)**, the model of this project. Its paper says how captions were filtered. The model card of its release
-#   is about the dVAE alone. In neither did we find a measurement of bias.
+#   is about the dVAE alone. We know of no measurement of bias in either.
 # - **DALL-E 2**, a later model that works in another way (diffusion). Its *system card* of April 2022 speaks of bias, of
 #   filtering, and of a visible signature. Most of what is said about "DALL-E" in these matters comes from there.
 
@@ -51,7 +51,7 @@ preset, run_bpe, dvae, run_model = load_run("weights")  # the run of lesson 01; 
 # %% [markdown]
 # ## A world with habits
 #
-# 3,000 pictures of 24 × 24 pixels, each of one thing. The habits are exact counts:
+# 3,000 pictures of 24 × 24 pixels, each of one thing. Shape and colour go together, in exact counts:
 #
 # | | colours |
 # |---|---|
@@ -243,9 +243,9 @@ for shape, (usual, rarer) in RARE.items():
         colours = Counter(r.colour if r.objects == 1 else "" for r in read(draw(model, f"a {shape}", **how)))
         k, n = colours[rarer], colours[usual] + colours[rarer]
         found[shape].append((k, n))
-        named = read(draw(model, f"a {rarer} {shape}", **how))
+        named = read(draw(model, f"a {rarer} {shape}", n=100, **how))
         right = sum(r.objects == 1 and (r.colour, r.shape) == (rarer, shape) for r in named)
-        print(f'   {way:13} {rarer} in {told(k, n)}   "a {rarer} {shape}" right in {told(right, 300)}')
+        print(f'   {way:13} {rarer} in {told(k, n)}   "a {rarer} {shape}" right in {told(right, 100)}')
 
 
 # %%
@@ -274,8 +274,8 @@ plt.show()
 #
 # **Top-p**: yellow circles all but vanish, red squares fall to less than half their share, and of triangles, half green
 # and half blue in the data, about two in three are blue. That is **amplification**: a share further from even than in
-# the data, beyond its interval. The weights had no part in it; it is the same model. Top-p knows no colours. But the
-# first coloured code decides the colour, the rarer colour is there among the unlikely codes, and all others follow.
+# the data, beyond its interval. The weights had no part in it; it is the same model. Top-p knows no colours. Our
+# explanation, not measured here: the first coloured code mostly decides the colour, and the rarer one is unlikely there.
 #
 # **Guidance**: red squares become rarer. For circles and triangles these numbers show no clear change, and we
 # have not looked into why.
@@ -342,13 +342,14 @@ labels = ["a tree (data)", "a dog (data)", *asked]
 pictures([PALETTE[row].permute(0, 3, 1, 2) for row in rows], labels=labels, size=0.6)
 
 # %% [markdown]
-# Six rows of eight: trees and dogs' heads from the data, then drawings of bark. The bare word brings up stripes, and now and
-# then a dog with blue strokes before its mouth: about as often as the data, one in ten, or a little more. With top-p no
-# dog is left among 200.
+# Six rows of eight: trees and dogs' heads from the data, then drawings of bark. The bare word brings up stripes, and
+# now and then a dog with blue strokes before its mouth: about as often as in the data, one in ten, or a little more.
+# With top-p no dog is left among 200.
 #
 # A second word mends it where it was learned *with* the first: "dog bark" is a dog's in nearly all drawings. "Loud bark"
 # was never trained on, though "loud" came with nothing but barking dogs. It does hardly better than the bare word, if at
-# all. Our model has learned whole captions more than it has learned what "loud" means. A larger one, on many captions, may do better.
+# all. Our model has learned whole captions more than it has learned what "loud" means. A larger one, on many captions,
+# may do better.
 #
 # ## Take a word out
 #
@@ -379,7 +380,7 @@ for name, belongs in GROUPS.items():
 # better rule, over whole words, spares it, but not the other meaning, "a line to cross". And of 555 yellow things 171
 # are left. Nobody had anything against yellow. It only stood mostly beside crosses.
 #
-# The yellow is what DALL-E 2's system card tells of: a first filter against sexual pictures also made women rarer in
+# The yellow is like what DALL-E 2's system card tells: a first filter against sexual pictures also made women rarer in
 # what the model drew, and was changed.
 #
 # We train the same model again on what the first rule leaves, and draw *without a caption* from both. So we see what
@@ -425,9 +426,9 @@ pictures([draw(filtered, caption, n=8) for caption in asked], labels=list(asked)
 for caption, test in asked.items():
     line = f'"{caption}"'
     for when, (_, drawer) in WORLDS.items():
-        drawn = seen(draw(drawer, caption))
+        drawn = seen(draw(drawer, caption, n=200))
         often = ", ".join(f"{n} × {' '.join(t[::-1])}" for t, n in Counter(drawn).most_common(2))
-        line += f"   {when}: {test} in {told(sum(map(TESTS[test], drawn)), 300)} [{often}]"
+        line += f"   {when}: {test} in {told(sum(map(TESTS[test], drawn)), 200)} [{often}]"
     print(line)
 
 # %% [markdown]
@@ -436,7 +437,7 @@ for caption, test in asked.items():
 # across", against which nobody had anything, is lost.
 #
 # "A yellow circle" goes the other way: the filtered model is right more often than the other. Yellow has less else to be
-# there. That is our guess; a filter may also help what it was not made for.
+# there, is our guess. A filter may also help what it was not made for.
 #
 # ## The project's own filter
 #
@@ -647,8 +648,9 @@ pictures([row[:8] for row in rows], labels=[textwrap.fill(caption, 22) for capti
 # Three rows of eight. There is a blue square where one was asked for below a dog, and above it a thing of no clear kind.
 # The star became red circles and crosses, and lost its blue square. The forest is one or two of the usual things.
 #
-# "Dog" reaches the model as the letters of other words, so it sees something and draws what it has. It never says that
-# it does not know. The card has to say it, and the program does: `python -m minidalle generate` warns of unknown words.
+# "Dog" reaches the model as three letters, d, o and g, tokens that no caption of its training held. Their vectors are
+# what chance made them, and the model draws what it has. It never says that it does not know. The card has to say it,
+# and the program does: `python -m minidalle generate` warns of unknown words.
 #
 # ## Our model card
 #
