@@ -36,11 +36,12 @@ def test_the_released_dvae_computes_what_the_formula_says(stand_in):
     folder, tensors = stand_in
     dvae = released.load_dvae(folder)
     image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(5))
-    assert dvae.logits(image).shape == (1, 8192, 32, 32) and dvae.encode(image).unique().numel() > 10
     apart = differences(dvae, tensors, image)
     assert apart["logits"] < 1e-5 and apart["pixels"] < 1e-5 and apart["codes"] == 0
+    corner = image[:, :, :64, :64]
+    assert dvae.logits(corner).shape == (1, 8192, 8, 8) and dvae.encode(corner).unique().numel() > 4
     dvae.encoder.blocks.group_3.block_2.res_path.conv_2.b.data[7] += 0.1  # one number of 98 million
-    assert differences(dvae, tensors, image)["logits"] > 1e-5
+    assert differences(dvae, tensors, corner)["logits"] > 1e-5
 
 
 @pytest.mark.parametrize("zipped", [True, False])
