@@ -204,24 +204,25 @@ print("\n".join(plan.plan(PAPER[-1], 64, "h100-80gb", utilisation=0.4)[-4:]))
 #
 # And it keeps what the backward pass will need. A block keeps, for each position: its input, the normed input, q, k,
 # v, attention's output, the sum, the normed sum (8 C), the MLP's hidden layer before and after GELU (8 C), and H + 4
-# single numbers of softmax and norms. On a GPU in 16 bits, 2 bytes each. There is a trade: keep only the *input* of
-# each block, and compute the rest again when it is needed (**recomputing**, or activation checkpointing). The paper
-# does so, at the price of a third more FLOPs.
+# single numbers of softmax and norms. On a GPU they have 16 bits, 2 bytes each, but for the residual stream (input and
+# sum, 2 C) and the single numbers: these stay in 32. There is a trade: keep only the *input* of each block, and compute
+# the rest again when it is needed (**recomputing**, or activation checkpointing). The paper does so, at the price of a
+# third more FLOPs.
 
 
 # %%
 def kept_bytes(c, recompute):
-    """Of one stream, for the backward pass, in 16 bits."""
+    """Of one stream, for the backward pass."""
     T, C = c.text_len + c.rows * c.grid, c.n_embd
-    block = T * (16 * C + c.n_head + 4)
-    blocks = c.n_layer * T * C + block if recompute else c.n_layer * block  # one block at a time is whole
-    return 2 * (blocks + 2 * T * C)  # and the last norm's input, and the gradient of what the heads read
+    block = 2 * T * 14 * C + 4 * T * (2 * C + c.n_head + 4)  # in 16 bits, and in 32
+    blocks = c.n_layer * 4 * T * C + block if recompute else c.n_layer * block  # one block at a time is whole
+    return blocks + 4 * 2 * T * C  # and the last norm's input, and the gradient of what the heads read
 
 
 c = sizes["dalle-12b"]
 P = sum(plan.parameters(c).values())
 assert sum(plan.state_bytes(c).values()) == 20 * P
-assert all(kept_bytes(c, again) == 2 * plan.kept_numbers(c, again) for again in (False, True))
+assert all(kept_bytes(c, again) == plan.kept_bytes(c, again) for again in (False, True))
 print(f"20 P = {20 * P / 1e9:.0f} GB")
 print(f"one stream keeps {kept_bytes(c, False) / 1e9:.1f} GB, or {kept_bytes(c, True) / 1e9:.2f} GB with recomputing")
 
@@ -257,7 +258,7 @@ print(
 # %% [markdown]
 # Lines on logarithmic scales over the number of GPUs. Weights, gradients, optimizer and average halve whenever N
 # doubles. Activations and what is whole for a moment do not: they are level lines. The thick sum starts at 250 GB,
-# falls below 80 GB at four GPUs, and flattens at about 4 GB, the sum of the level ones. So sharding makes it *fit* on
+# falls below 80 GB at four GPUs, and flattens at about 7 GB, the sum of the level ones. So sharding makes it *fit* on
 # a few GPUs; it is for the FLOPs that one needs many.
 #
 # The paper's GPUs had 16 GB, so not even the weights in 16 bits, 24.6 GB, fitted. It sharded over the 8 GPUs of a
