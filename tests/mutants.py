@@ -78,13 +78,14 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, ast.AST]]:
         for name in ("body", "orelse"):
             block = getattr(node, name, None)
             for k, statement in enumerate(block if isinstance(block, list) else ()):
-                if isinstance(statement, (ast.Assign, ast.AugAssign, ast.Raise)) or is_call(statement):
-                    if not isinstance(node, (ast.Module, ast.ClassDef)):
-                        yield node, name, [*block[:k], ast.Pass(), *block[k + 1 :]]
+                if not isinstance(node, (ast.Module, ast.ClassDef)) and does_something(statement):
+                    yield node, name, [*block[:k], ast.Pass(), *block[k + 1 :]]
 
 
-def is_call(statement: ast.AST) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+def does_something(statement: ast.AST) -> bool:
+    """An assignment, a raise or a call."""
+    is_call = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+    return is_call or isinstance(statement, (ast.Assign, ast.AugAssign, ast.Raise))
 
 
 def code(node: ast.AST) -> Iterator[ast.AST]:
