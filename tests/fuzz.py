@@ -76,7 +76,7 @@ def complaints(stderr: str) -> list[str]:
     """The lines of stderr without warnings, progress bars and the usage that argparse prints before its sentence."""
     text = re.sub(r"(?s)^usage: .*?(?=^python -m minidalle[^\n]*: error: )", "", stderr, flags=re.MULTILINE)
     lines = [line for part in text.split("\n") for line in part.split("\r")]
-    return [x for x in lines if x.strip() and not x.startswith("warning: ") and not re.search(r"\d+%\||\?it/s|it\]", x)]
+    return [x for x in lines if x.strip() and not x.startswith("warning: ") and not re.search(r"\[\d\d:\d\d", x)]
 
 
 def check_verb(argv: list[str]) -> int:
@@ -275,14 +275,21 @@ class Targets:
         self.place, self.pictures, self.shard = place, good_pictures(), good_shard()
         self.modules = good_modules(place)
         self.run = draw.LoadedRun(RUN, "cpu")
-        self.files = {path.name: path.read_bytes() for path in RUN.iterdir()}
-        for k, data in enumerate(self.pictures[:8]):
-            (place / f"good{k}.{'png' if k < 7 else 'jpg'}").write_bytes(data)
+        self.files = {path.name: path.read_bytes() for path in RUN.iterdir() if path.is_file()}
 
     def write(self, name: str, data: bytes) -> Path:
         path = self.place / name
         path.write_bytes(data)
         return path
+
+    def spoiled_run(self, rng: random.Random) -> Path:
+        run, name = self.place / "run", rng.choice(sorted(self.files))
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir()
+        spoil = spoiled_json if name.endswith(".json") else spoiled_safetensors
+        for other, data in self.files.items():
+            (run / other).write_bytes(spoil(rng, data) if other == name else data)
+        return run
 
     def picture(self, rng: random.Random):
         """Reading a picture, in all the ways there are."""
@@ -320,12 +327,7 @@ class Targets:
 
     def checkpoint(self, rng: random.Random):
         """A run's folder with one of its files spoiled: what draws, what ranks, its card."""
-        run, name = self.place / "run", rng.choice(sorted(self.files))
-        shutil.rmtree(run, ignore_errors=True)
-        run.mkdir()
-        spoil = spoiled_json if name.endswith(".json") else spoiled_safetensors
-        for other, data in self.files.items():
-            (run / other).write_bytes(spoil(rng, data) if other == name else data)
+        run = self.spoiled_run(rng)
         match rng.randrange(4):
             case 0:
                 loaded = draw.LoadedRun(run, "cpu")
@@ -359,7 +361,20 @@ class Targets:
 
     def verbs(self, rng: random.Random):
         """A command line, mostly of what there is, in odd combinations."""
-        check_verb(command_line(rng, self.place))
+        for old in self.place.iterdir():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        self.spoiled_run(rng)
+        (self.place / "good").mkdir()
+        files = {f"good/{name}": data for name, data in self.files.items()} | dict(zip(PICTURES, self.pictures))
+        files |= {
+            "good.tar": self.shard,
+            "spoiled.tar": spoiled(rng, self.shard),
+            "good0.txt": b"a fox",
+            "good1.txt": b"a red fox",
+        }
+        for name, data in (files | {"spoiled.png": spoiled_picture(rng, rng.choice(self.pictures))}).items():
+            self.write(name, data)
+        check_verb(command_line(rng))
 
     def page(self, rng: random.Random):
         """What answers the page: prompts, knobs and pictures of its visitors."""
@@ -415,6 +430,7 @@ NUMERIC = (
     "1_0",
     "0x10",
     " 1",
+    "9" * 5000,
 )
 SETTINGS = (
     "transformer.n_layer", "transformer.n_head", "transformer.masks", "transformer.text_len", "transformer.kernel_size",
@@ -422,58 +438,85 @@ SETTINGS = (
     "train.transformer.betas", "train.transformer.halve_at", "train.transformer.batch_size", "train", "dvae", "nonsense", "",
     "a.b.c.d", "transformer.rows", "data.name",
 )  # fmt: skip
-OPTIONS = {  # verb -> its options with what they may be given; None stands for a number or a text of the above
-    "generate": {
-        "-n": ("1", "2"), "--seed": None, "--temperature": None, "--top-k": None, "--top-p": None, "--guidance": None,
-        "--rerank": ("1", "3"), "--upscale": ("1", "2", "100000"), "--gif": (), "--no-mark": (), "--key": "PATH",
-    },
-    "rank": {},
-    "verify": {"--public-key": ("0" * 64, "x", "")},
-    "card": {},
-    "plan": {"--preset": "PRESET", "--gpus": None, "--gpu": ("h100-80gb", "x", "custom:1,2,3", "custom:", "custom:nan,1,1", "custom:1e400,0,-1"), "--utilisation": None},
-    "shards": {"--per-shard": None, "--filter": (), "--blocklist": "PATH"},
-    "encode": {"--preset": "PRESET", "--shards": "SHARDS", "--dvae": "DVAE", "--filter": (), "--blocklist": "PATH"},
-    "train": {
-        "--preset": "PRESET", "--shards": ("none.tar", "{1..3}.tar", "{", "[", "", "**"), "--dvae": "DVAE", "--seed": None, "--budget": None,
-        "--bpe": "PATH", "--clip": "CLIP", "--streams": None, "--resume": (),
-    },
-    "serve": {"--port": ("-1", "70000", "x"), "--queue": None},
+PICTURES = tuple(f"good{k}.{'png' if k < 7 else 'jpg'}" for k in range(8))
+FILES = (
+    *PICTURES,
+    "spoiled.png",
+    "good",
+    "run",
+    "spoiled.tar",
+    "none",
+    "",
+    "/dev/null",
+    "good/bpe.json",
+    "a\0b",
+    "a\udcffb",
+)
+INTS, REALS = ("0", "1", "2", "7"), ("0", "0.5", "1", "1.5")
+DRAWING = {
+    "-n": ("1", "2"), "--seed": INTS, "--temperature": REALS, "--top-k": INTS, "--top-p": ("0.1", "1"), "--guidance": REALS,
+    "--rerank": ("1", "3"), "--upscale": ("1", "2"), "--gif": (), "--no-mark": (), "--key": ("good/bpe.json",), "--clip": ("openclip:none",),
 }  # fmt: skip
-OPTIONS["edit"] = OPTIONS["generate"] | {"--rows": None, "--image": "PATH"}
+PRESET, FILTER = {"--preset": ("tiny", "small")}, {"--filter": (), "--blocklist": ("good/bpe.json",)}
+OPTIONS = {  # verb -> its options with good values
+    "generate": DRAWING,
+    "edit": DRAWING | {"--rows": ("1", "4", "7"), "--image": PICTURES},
+    "rank": {"--dvae": ("good",), "--clip": ("openclip:none",)},
+    "verify": {"--public-key": ("0" * 64,)},
+    "card": {},
+    "plan": PRESET | {"--gpus": INTS, "--gpu": ("h100-80gb", "custom:1e15,8e10,1e11"), "--utilisation": REALS},
+    "shards": FILTER | {"--per-shard": INTS},
+    "encode": PRESET | FILTER | {"--shards": ("spoiled.tar", "good.tar"), "--dvae": ("good",)},
+    "train": PRESET | {"--shards": ("none.tar",), "--dvae": ("good",), "--bpe": ("good/bpe.json",), "--resume": (), "--streams": INTS, "--budget": ("1e-9",)},
+    "serve": {"--port": ("-1", "70000"), "--queue": INTS},
+}  # fmt: skip
+ALWAYS = ("--image", "--shards", "--dvae", "--preset", "--budget", "--port")
+PATTERNS = (
+    "none.tar",
+    "{1..3}.tar",
+    "{",
+    "{a,",
+    "[",
+    "",
+    "*",
+    "good/*",
+    "good",
+    "released:",
+    "released:none",
+    "custom:1,2,3",
+    "custom:nan,0,-1",
+    "tinny",
+)
 
 
-def command_line(rng: random.Random, place: Path) -> list[str]:
-    """Words for python -m minidalle; `place` holds pictures and gets what is written."""
-    verb = rng.choice((*OPTIONS, *OPTIONS, "", "nonsense"))
-    paths = [str(RUN), str(place), str(place / "good0.png"), str(place / "good7.jpg"), "none", "", "/dev/null", "a\0b"]
-    choices = {
-        "PATH": (*paths, str(RUN / "bpe.json")), "PRESET": ("tiny", "tinny", "small", ""), "CLIP": ("released:none", "openclip:", "x", ""),
-        "DVAE": (str(RUN), str(RUN), "released:none", "none", ""), "SHARDS": (str(place / "spoiled.tar"), "none", "{", "[", str(RUN / "*"), ""),
-        None: (*NUMERIC, *TEXTS),
-    }  # fmt: skip
-    words = [verb]
-    captions = [rng.choice(TEXTS[:2] * 5 + TEXTS) for _ in range(rng.choice((1, 1, 1, 2, 0)))]
-    out = str(place / f"out{rng.randrange(3)}")
+def command_line(rng: random.Random) -> list[str]:
+    """Words for python -m minidalle, in the folder of `Targets`; most of them make sense."""
+
+    def one(good, odd=(*NUMERIC, *TEXTS, *FILES, *PATTERNS)) -> str:
+        return rng.choice(good if rng.random() < 0.85 else odd)
+
+    verb, words = rng.choice(list(OPTIONS)), []
     if verb in ("generate", "edit", "rank"):
-        words += captions
-        words += [rng.choice(paths) for _ in range(verb == "rank")]
-    words += {"verify": [rng.choice(paths)], "shards": [rng.choice(paths), out], "encode": [out]}.get(verb, [])
+        words += [one(TEXTS[:2], TEXTS) for _ in range(rng.choice((1, 1, 1, 2)) if verb == "generate" else 1)]
+    if verb in ("rank", "verify"):
+        words += [one(PICTURES, FILES) for _ in range(rng.choice((1, 3)) if verb == "rank" else 1)]
+    words += {"shards": [one((".", "good"), FILES), "out"], "encode": ["out"]}.get(verb, [])
     if verb in ("generate", "edit", "rank", "card", "serve"):
-        words += ["--run", rng.choice([str(RUN)] * 6 + paths)] if verb != "card" else ["--run", str(place / "run")]
+        words += ["--run", one(("good", "good", "run"), FILES)]
     if verb in ("generate", "edit", "train"):
-        words += ["--out", out] + (["-n", "1"] if verb != "train" else [])
-    for option, values in OPTIONS.get(verb, {}).items():
-        need = option in ("--image", "--shards", "--dvae") and rng.random() < 0.9 or option in ("--preset", "--port")
-        if need or rng.random() < 0.25:
-            values = choices[values] if isinstance(values, str) or values is None else values
-            words += [option, rng.choice(values)] if values else [option]
-    if verb in ("plan", "encode", "train") and rng.random() < 0.7:
-        words.append(f"--{rng.choice(SETTINGS)}={rng.choice((*NUMERIC, '0.9,0.99', 'causal', ',', 'true'))}")
-    if rng.random() < 0.1:
+        words += ["--out", one(("out",), ("good", "none/x", "good0.png", "good0.png/x", "/dev/null", "/dev/null/x"))]
+    for option, good in OPTIONS[verb].items():
+        if option in ALWAYS or rng.random() < 0.2:
+            odd = {"odd": TEXTS} if option == "--port" else {}  # none that a server could listen at
+            words += [option, one(good, **odd)] if good else [option]
+    words += ["-n", "1"] if verb in ("generate", "edit") and "-n" not in words else []
+    if verb in ("plan", "encode", "train") and rng.random() < 0.6:
+        words.append(f"--{rng.choice(SETTINGS)}={one(INTS, (*NUMERIC, '0.9,0.99', 'causal', ',', 'true'))}")
+    if rng.random() < 0.05:
         words.insert(rng.randrange(len(words) + 1), rng.choice(TEXTS))
-    if rng.random() < 0.1:
+    if rng.random() < 0.05:
         del words[rng.randrange(len(words))]
-    return words
+    return [verb if rng.random() < 0.98 else rng.choice(TEXTS), *words]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
