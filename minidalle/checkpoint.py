@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from minidalle.bpe import BPE
 from minidalle.clip import CLIP
-from minidalle.config import CLIPConfig, DVAEConfig, Preset, TransformerConfig, from_dict
+from minidalle.config import CLIPConfig, DVAEConfig, Preset, TransformerConfig, check_numbers, from_dict
 from minidalle.dvae import DVAE
 from minidalle.transformer import DALLE
 
@@ -58,7 +58,7 @@ def read_json(path: Path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist: is {Path(path).parent} the folder of a run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): restore it or start the run again") from None
 
 
@@ -101,17 +101,37 @@ def save_model(path: Path, model: torch.nn.Module, tensors: dict[str, torch.Tens
     save_tensors(path, tensors, metadata | hashes)
 
 
+DEPTHS = (
+    "n_layer",
+    "n_group",
+    "n_block",
+    "image_layers",
+    "text_layers",
+)  # settings that multiply the tensors of a model
+
+
 def load_model(path: Path, model_class, config_class) -> tuple[torch.nn.Module, dict[str, str]]:
-    """The model in evaluation mode, and its file's metadata. Raises ValueError where the file holds another model."""
+    """The model in evaluation mode, and its file's metadata. Raises ValueError where the file holds another model.
+
+    The architecture is what the file claims: it is first built without memory, and must have the weights that are there.
+    """
     tensors, metadata = load_tensors(path)
     expected = f"minidalle {model_class.__name__} 1"
     if metadata.get("format") != expected:
         raise ValueError(f"{path} holds {metadata.get('format', 'weights of unknown origin')!r}, expected {expected!r}")
     try:
-        model = model_class(from_dict(config_class, json.loads(metadata["config"])))
+        config = from_dict(config_class, json.loads(metadata["config"]))
+        check_numbers(config)
+        if deeper := [name for name in DEPTHS if getattr(config, name, 0) > len(tensors)]:
+            raise ValueError(f"{deeper[0]} is {getattr(config, deeper[0])}, and there are {len(tensors)} tensors")
+        with torch.device("meta"):
+            model_class(config).load_state_dict(tensors, assign=True)
+        model = model_class(config)
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"the weights in {path} do not fit the architecture stored with them ({error})") from None
+    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise ValueError(f"{path} is damaged: {broken[0]} holds what is no finite number; restore it or train again")
     return model.eval(), metadata
 
 

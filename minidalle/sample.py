@@ -41,7 +41,7 @@ def generate(
     on_token(cell, codes (n,)): called after every drawn cell.
     guidance: logits are moved from those of the empty caption towards and past those of the caption by this factor
     (O; needs a model trained with `caption_dropout`); 1 is off.
-    Raises ValueError for values outside these ranges or shapes that do not fit the model.
+    Raises ValueError for values outside these ranges, shapes that do not fit the model, or weights that overflow.
     """
     config, device = model.config, model.image_head.weight.device
     SampleConfig(temperature, top_k, top_p, guidance).check()
@@ -61,16 +61,22 @@ def generate(
     copies = len(text) * share // n  # 2 with guidance, else 1
     cache = new_cache(model, text, share, codes[:, :first].repeat(copies, 1))
     logits = cache.logits  # (n or 2n, K)
+    finite = torch.ones((), dtype=torch.bool, device=device)  # looked at in the end: a GPU should not wait for it
     for cell in range(first, config.n_image):
         logits = logits.float()
         if guidance != 1:
             given, empty = logits.chunk(2)
             logits = empty + guidance * (given - empty)  # (n, K)
+        finite &= logits.isfinite().all()
         codes[:, cell] = choose(probabilities(logits, temperature, top_k, top_p), draws[:, cell])
         if on_token is not None:
             on_token(cell, codes[:, cell])
         if cell + 1 < config.n_image:
             logits = cache.step(codes[:, cell].repeat(copies), cell)
+    if not finite:
+        raise ValueError(
+            "the model's logits are no finite numbers: its weights are damaged, or its training went wrong"
+        )
     return codes.view(n, config.rows, config.grid)
 
 
@@ -108,10 +114,11 @@ def probabilities(logits: torch.Tensor, temperature: float, top_k: int, top_p: f
 def choose(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF sampling: the first code at which the summed probability passes u. (n, K), (n,) in [0, 1) -> (n,).
 
-    One random number decides one code, and a code of probability 0 is never taken: the sum does not grow there.
+    One random number decides one code, and a code of probability 0 is never taken: the sum does not grow there. Where the
+    probabilities are no numbers, it is the last code.
     """
     total = probs.cumsum(dim=1, dtype=torch.float64)
-    return torch.searchsorted(total, (u * total[:, -1])[:, None], right=True)[:, 0]
+    return torch.searchsorted(total, (u * total[:, -1])[:, None], right=True)[:, 0].clamp(max=probs.shape[1] - 1)
 
 
 def place_prefix(codes: torch.Tensor, prefix: torch.Tensor | None, config) -> int:

@@ -3,6 +3,7 @@
 Examples follow from the tests' names and are the same in every run.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -18,11 +19,12 @@ from hypothesis import strategies as st
 from kernels.reference import MASKS, dense_mask
 from minidalle import config
 from minidalle.bpe import BPE
-from minidalle.checkpoint import load_tensors, save_tensors
+from minidalle.checkpoint import load_model, load_tensors, read_json, save_tensors
 from minidalle.config import PRESETS, Preset, from_dict, load_preset, override
 from minidalle.data import folder
-from minidalle.sample import choose, probabilities
+from minidalle.sample import choose, generate, probabilities
 from minidalle.sequence import PAD, fit_text_len, pack_text, tokenize, unpack_text
+from minidalle.studio.records import CLASSES
 from tests import fuzz
 
 many = settings(
@@ -275,6 +277,48 @@ def test_nothing_broken_ends_in_a_traceback(targets, kind, monkeypatch):
     for number in range(CALLS[kind]):
         error = fuzz.once(targets, kind, 0, number)
         assert error is None, f"python tests/fuzz.py --only {kind} --call {number}: {error!r}"
+
+
+CLAIMS = {  # what a file of weights may say of itself, which is found out before memory is taken for it
+    "transformer": {"n_layer": [-1, 10**9], "n_head": [0], "grid": [0], "rows": [10**12], "vocab_size": [-1, 10**13], "n_embd": [1.5]},
+    "clip": {"image_layers": [10**9], "image_heads": [0], "patch": [0], "height": [10**9], "text_width": [10**12]},
+    "dvae": {"n_group": [0, 30, 10**9], "n_block": [10**12], "n_hid": [10**12], "patch": [0], "codebook_size": [10**12]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, key, value", [(n, k, v) for n, claim in CLAIMS.items() for k, vs in claim.items() for v in vs]
+)
+def test_an_architecture_that_the_weights_cannot_have_is_refused(tmp_path, name, key, value):
+    tensors, metadata = load_tensors(fuzz.RUN / f"{name}.safetensors")
+    metadata["config"] = json.dumps(json.loads(metadata["config"]) | {key: value})
+    save_tensors(tmp_path / "w.safetensors", tensors, metadata)
+    with pytest.raises(ValueError, match="do not fit the architecture stored with them"):
+        load_model(tmp_path / "w.safetensors", *CLASSES[name])
+
+
+@pytest.mark.parametrize("name, tensor", [("transformer", "embed.image_token.weight"), ("clip", "ln_final.bias")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, name, tensor):
+    """One that drew with them looked for a code beyond the last."""
+    tensors, metadata = load_tensors(fuzz.RUN / f"{name}.safetensors")
+    tensors[tensor].view(-1)[-1] = math.nan
+    save_tensors(tmp_path / "w.safetensors", tensors, metadata)
+    with pytest.raises(ValueError, match=f"is damaged: {tensor} holds"):
+        load_model(tmp_path / "w.safetensors", *CLASSES[name])
+
+
+def test_a_model_that_overflows_says_so_instead_of_drawing(targets):
+    model = copy.deepcopy(targets.run.model)
+    torch.nn.init.constant_(model.image_head.weight, 1e308)
+    with pytest.raises(ValueError, match="logits are no finite numbers"):
+        generate(model, targets.run.text("a"), 1, [0])
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 100_000, "9" * 5000, "{", "\ud800"])
+def test_json_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match="config.json is not JSON"):
+        read_json(tmp_path / "config.json")
 
 
 def test_a_finding_is_seen(targets, monkeypatch):
