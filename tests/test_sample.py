@@ -69,6 +69,7 @@ def test_batches_cover_every_picture_once_and_stay_small():
     assert [list(r) for r in in_batches(3, CONFIG)] == [[0, 1, 2]]
     full = in_batches(20, TransformerConfig())
     assert [i for r in full for i in r] == list(range(20)) and max(map(len, full)) == 6
+    assert [len(r) for r in in_batches(3, TransformerConfig(rows=128, grid=128))] == [1, 1, 1]
 
 
 def test_callback_tells_every_cell(model):
