@@ -1,11 +1,14 @@
 """The masks against their definition cell by cell, the layer order, and that no mask sees the future."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from kernels.reference import MASKS, attention, dense_mask
-from minidalle.attention import attend, layer_masks, window_mask, windowed
+from minidalle import attention as dispatch
+from minidalle.attention import attend, fused, layer_masks, window_mask, windowed
 from minidalle.config import TransformerConfig
 
 
@@ -137,3 +140,37 @@ def test_attention_of_the_streams_start_is_that_of_the_whole(n):
         expected = attention(q, k, v, dense_mask(kind, 8, 20, 15, 5))
         torch.testing.assert_close(attend(q, k, v, kind, config), expected)
         torch.testing.assert_close(attend(*(x[:, :, :n] for x in (q, k, v)), kind, config), expected[:, :, :n])
+
+
+@pytest.mark.parametrize("rows, windows", [(16, 2), (15, 0)])
+def test_a_whole_picture_of_256_codes_is_taken_window_by_window(rows, windows, monkeypatch):
+    """One stream at a time, and a smaller picture not at all; either way it is the formula's attention."""
+    config, calls = TransformerConfig(text_len=3, rows=rows, grid=16, kernel_size=3), []
+    monkeypatch.setattr(dispatch, "windowed", lambda *given: calls.append(given[0].shape[0]) or windowed(*given))
+    q, k, v = torch.randn(3, 2, 1, 3 + rows * 16, 4, generator=torch.Generator().manual_seed(0)).double()
+    y = attend(q, k, v, "row", config)
+    assert calls == [1] * windows
+    torch.testing.assert_close(y, attention(q, k, v, dense_mask("row", 3, 16, rows, 3)))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_our_kernels_get_what_pytorch_gets(kind):
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = torch.randn(3, 1, 1, 4 + 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
+    sizes = {"text_len": 4, "rows": 4, "grid": 4, "kernel_size": 3}
+    ours, theirs = (attend(q, k, v, kind, TransformerConfig(**sizes, backend=name)) for name in ("triton", "sdpa"))
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_our_kernels_are_for_gpus_that_have_them(monkeypatch):
+    def chosen(device="cuda", backend="auto", width=64, dtype=torch.float16, capability=(8, 0), triton="there"):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda _: triton)
+        q = SimpleNamespace(device=SimpleNamespace(type=device), shape=(1, 1, 1, width), dtype=dtype)
+        return fused(q, TransformerConfig(backend=backend))
+
+    assert chosen() and chosen(width=128, capability=(9, 0))
+    assert not chosen(device="cpu") and not chosen(capability=(7, 5)) and not chosen(triton=None)
+    assert not chosen(width=48) and not chosen(dtype=torch.float64)
+    assert chosen(backend="triton", device="cpu") and not chosen(backend="sdpa")

@@ -157,3 +157,23 @@ def test_uniform_numbers_belong_to_their_seed():
 def test_bad_settings_are_refused(model, change, message):
     with pytest.raises(ValueError, match=message):
         generate(**{"model": model, "text": TEXT, "n": 1, "seeds": [0]} | change)
+
+
+def test_the_tail_is_cut_where_the_sum_is_reached_and_nowhere_without_top_p():
+    quarters = torch.zeros(1, 4, dtype=torch.float64)
+    assert probabilities(quarters, 1.0, 0, 0.5).tolist() == [[0.5, 0.5, 0, 0]]  # the third would be one too many
+    assert (probabilities(torch.tensor([[0.0, -70.0]]), 1.0, 0, 1.0) > 0).all()  # beside 1, it adds nothing to the sum
+
+
+def test_probabilities_that_are_no_numbers_give_the_last_code():
+    """Not the one behind it: the drawing goes on, and `generate` refuses it in the end."""
+    assert choose(torch.full((1, 4), torch.nan), torch.tensor([0.5], dtype=torch.float64)).tolist() == [3]
+
+
+@pytest.mark.parametrize("tensor", ["image_head.weight", "embed.image_token.weight"])
+def test_a_model_that_has_gone_wrong_is_refused(tensor):
+    model = lively(DALLE(CONFIG))
+    with torch.no_grad():
+        model.get_parameter(tensor).fill_(torch.nan)
+    with pytest.raises(ValueError, match="logits are no finite numbers"):
+        generate(model, TEXT, 1, [0])

@@ -216,3 +216,15 @@ def test_image_tokens_can_start_as_projections_of_the_codebook():
         assert torch.linalg.matrix_rank(weight) == 8
     assert not torch.allclose(read, predicted)  # two projections, as the two are untied
     assert torch.equal(model.embed.text_token.weight, text_before)
+
+
+def test_keys_and_values_are_kept_for_who_asks():
+    model, kept = lively().eval(), []
+    text, codes = batch()
+    stream = torch.cat([model.embed.text(text), model.embed.image(codes)], dim=1)
+    assert torch.equal(model.run(stream, kept), model.run(stream))
+    assert [tuple(part.shape) for pair in kept for part in pair] == [(2, 2, 18, 8)] * 6
+    attn, x = model.blocks[0].attn, model.blocks[0].ln_1(stream)
+    _, *keys_and_values = attn.qkv(x).chunk(3, dim=-1)
+    for mine, part in zip(kept[0], keys_and_values):
+        torch.testing.assert_close(mine, part.unflatten(2, (2, 8)).transpose(1, 2))
