@@ -45,6 +45,9 @@ EQUIVALENT = {
     "minidalle/sample.py: cell + 1 < config.n_image → cell + 1 <= config.n_image": "one step more, which nobody reads",
     "minidalle/transformer.py: rows = max(1, 2**22 // len(weight)) # so that a chunk of logits is about 16 MB → "
     "1 as 2 in column 19": "the size of a chunk changes the memory and no sum",
+    "minidalle/dvae.py: return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2) → 1 as 2 in column 65": "kernels are square",
+    "minidalle/dvae.py: self.to(memory_format=torch.channels_last) → pass": "the order in memory: speed, and no number",
+    "minidalle/clip.py: y.transpose(1, 2) → y.transpose(2, 1)": "the same exchange",
     "minidalle/sequence.py: stacklevel=2, → 2 as 3 in column 27": "only where the warning is said to come from",
 }
 

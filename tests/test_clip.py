@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD, QuickGELU, neighbours, sinusoids
+from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD, QuickGELU, Transformer, neighbours, sinusoids
 from minidalle.config import CLIPConfig
 from minidalle.data import scenes, shapes
 
@@ -287,3 +287,16 @@ def test_a_few_updates_teach_it_colours():
         optimizer.zero_grad()
         losses.append(loss.total.item())
     assert sum(losses[-10:]) / 10 < 0.5 * losses[0] and loss.accuracy == 1
+
+
+def test_weights_start_as_strong_as_the_release_says():
+    """Deviations of its text tower, for width 64 and two layers; biases of the residual projections at 0."""
+    torch.manual_seed(0)
+    for block in Transformer(64, 2, 2, True, False).resblocks:
+        for weight, std in (
+            (block.attn.out_proj.weight, 64**-0.5 * 4**-0.5),
+            (block.mlp.c_fc.weight, 128**-0.5),
+            (block.mlp.c_proj.weight, 64**-0.5 * 4**-0.5),
+        ):
+            assert weight.std().item() == pytest.approx(std, rel=0.05)
+        assert not block.attn.out_proj.bias.any()

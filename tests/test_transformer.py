@@ -228,3 +228,15 @@ def test_keys_and_values_are_kept_for_who_asks():
     _, *keys_and_values = attn.qkv(x).chunk(3, dim=-1)
     for mine, part in zip(kept[0], keys_and_values):
         torch.testing.assert_close(mine, part.unflatten(2, (2, 8)).transpose(1, 2))
+
+
+def test_weights_start_at_0_02_and_biases_at_0():
+    """But for the projections onto the residual stream, which adds up two of them for each layer."""
+    torch.manual_seed(0)
+    model = DALLE(dataclasses.replace(CONFIG, n_embd=64))
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            assert not p.any(), name
+        elif p.dim() == 2:
+            small = name.endswith(("attn.proj.weight", "mlp.2.weight"))
+            assert p.std().item() == pytest.approx(0.02 / 6**0.5 if small else 0.02, rel=0.2), name
