@@ -28,6 +28,7 @@ from minidalle.race import Race, clock, goal
 from minidalle.sequence import fit_text_len
 from minidalle.studio import card
 from minidalle.train import encode_all, pick_device, train_clip, train_dvae, train_transformer
+from minidalle.watch import check_space, weights_of
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
@@ -78,10 +79,11 @@ def train_tiny(args: argparse.Namespace, settings: dict):
 
     # 2. Text becomes tokens: a byte-pair vocabulary learned from the captions.
     bpe = BPE.train(train.captions, preset.data.vocab_size)
-    run = Run(args.out, {"budget": args.budget, "preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
-    bpe.save(run.folder / "bpe.json")
     everything = [caption for split in splits.values() for caption in split.captions]
     text_len = preset.transformer.text_len or fit_text_len(bpe, everything)
+    check_space(args.out, weights_of(preset, len(bpe), text_len))
+    run = Run(args.out, {"budget": args.budget, "preset": dataclasses.asdict(preset), "seed": args.seed}, args.resume)
+    bpe.save(run.folder / "bpe.json")
     say(f"vocabulary of {len(bpe)}: {train.captions[0]!r} is {len(bpe.encode(train.captions[0]))} tokens of {text_len}")
 
     # 3. Pictures become codes: the dVAE learns a visual alphabet and how to paint from it.
@@ -111,6 +113,9 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     plots.save_run(run, model.config, pictures, sampling)
     about = {"splits": {name: len(split.captions) for name, split in splits.items()}}
     about |= {"filter": filtered} if filtered else {}
+    if skipped := {name: stage["skipped"] for name, stage in run.stages.items() if stage.get("skipped")}:
+        about |= {"skipped_updates": skipped}
+        say(f"skipped updates, whose loss or gradient was not a finite number: {skipped}")
     about |= {"seconds": seconds, "sampling": sampling, "editing": editing, **conditions(args, device)}
     path = run.folder / "results.json"
     before = read_json(path) if path.exists() else {}  # a race that is now made a whole run keeps its record

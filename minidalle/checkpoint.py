@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -268,7 +269,8 @@ class Run:
         return info, states[-1]
 
     def log(self, record: dict):
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl; what is not a finite number, which JSON does not know, becomes null."""
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

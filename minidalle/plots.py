@@ -161,7 +161,8 @@ def save_curves(path: Path, records: list[dict]):
     for row, stage in zip(figure.subplots(len(present), 2, squeeze=False), present):
         mine = [r for r in records if r["stage"] == stage]
         for axis, key, colour in zip(row, stages[stage], (BLUE, ORANGE)):
-            steps, values = [r["step"] for r in mine], [r[key] for r in mine]
+            known = [r for r in mine if r[key] is not None]  # the loss of a skipped update may be no number
+            steps, values = [r["step"] for r in known], [r[key] for r in known]
             axis.plot(steps, values, color=GREY, linewidth=0.8, label="as logged")
             axis.plot(steps, smooth(values), color=colour, linewidth=1.8, label="smoothed")
             axis.legend(frameon=False, fontsize=8)

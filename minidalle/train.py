@@ -31,6 +31,7 @@ from minidalle.dvae import DVAE, cosine, schedules, usage
 from minidalle.muon import Muon
 from minidalle.sequence import tokenize
 from minidalle.transformer import DALLE
+from minidalle.watch import Watch
 
 # --- the stages ----------------------------------------------------------------------------------------------------
 
@@ -149,11 +150,15 @@ def fit(
     optimizers = make_optimizers(model, stage)
     average = {key: value.clone() for key, value in model.state_dict().items()}
     autocast, scaler = precision(device)
-    step, seconds = restore(run, name, model, average, optimizers, scaler)
+    step, seconds, seen = restore(run, name, model, average, optimizers, scaler)
+    cells = stage.batch_size * tokens_per_item
+    watch = Watch(name, stage, min(cells, preset.dvae.codebook_size) if name == "dvae" else 0, seen)
     model.train()
 
     def save():
-        info = {"stage": name, "step": step, "seconds": seconds, "scaler": scaler.state_dict()}
+        info = {
+            "stage": name, "step": step, "seconds": seconds, "scaler": scaler.state_dict(), "watch": watch.state
+        }  # fmt: skip
         tensors = {"weights": model.state_dict(), "ema": average, "optimizer": flatten(optimizers)}
         run.save_state(info, tensors)
         save_weights()
@@ -173,21 +178,26 @@ def fit(
             set_learning_rate(optimizers, stage, step)
             batch = [t.to(device) for t in batch_at(random.Random(seed_of(seed, name, step)))]
             generator = torch.Generator(device).manual_seed(seed_of(seed, name, step))
+            buffers = [buffer.clone() for buffer in model.buffers()]
             with out_of_memory_as_advice(name, stage.batch_size):
                 with autocast:
                     loss, numbers = losses_at(step, batch, generator)
                 scaler.scale(loss).backward()
-            update(model, optimizers, scaler, stage.clip)
             step += 1
+            if not update(model, optimizers, scaler, stage.clip, watch, loss.item(), step):
+                for buffer, before in zip(model.buffers(), buffers):  # the forward pass has moved them
+                    buffer.copy_(before)
             if step % stage.ema_every == 0:  # a short average at first, or the first weights would stay in it (O)
                 average_weights(average, model, min(stage.ema_decay, step / (step + 10)))
             logged = step % preset.train.log_every == 0 or step in (1, stage.updates)
             if logged:  # before the clock is read: reading the loss waits for a GPU
                 record = {"stage": name, "step": step, "loss": loss.item(), **numbers()}
+                record["skipped_updates"] = watch.state["skipped"]
             seconds += time.perf_counter() - started
             if logged:
-                speed = round(step * stage.batch_size * tokens_per_item / seconds)
+                speed = round(step * cells / seconds)
                 run.log(record | {"seconds": round(seconds, 3), "tokens_per_s": speed})
+                watch.look(record)
                 bar.set_postfix(loss=f"{record['loss']:.3f}")
             bar.update()
             done = (stop is not None and stop(step, averaged)) or step == stage.updates
@@ -196,21 +206,27 @@ def fit(
             if interrupt.asked:
                 raise KeyboardInterrupt(f"stopped and saved after update {step} of {stage.updates} of the {name}")
     save_weights()  # also when the run was killed between the last state and its weights
-    run.stages[name] = {"updates": step, "seconds": seconds}
+    run.stages[name] = {"updates": step, "seconds": seconds, "skipped": watch.state["skipped"]}
     model.load_state_dict(average)
     return model.eval()
 
 
-def update(model: nn.Module, optimizers: list, scaler, clip: float):
-    """One step of every optimizer from the gradients that `backward` left, clipped to the norm `clip` unless it is 0."""
-    if clip:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+def update(model: nn.Module, optimizers: list, scaler, clip: float, watch: Watch, loss: float, step: int) -> bool:
+    """One step of every optimizer from the gradients that `backward` left, clipped to the norm `clip` unless it is 0; none
+    where the loss or their norm is not a finite number. Returns whether it was made."""
     for optimizer in optimizers:
-        scaler.step(optimizer)
+        scaler.unscale_(optimizer)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    accepted = watch.accepts(loss, norm.item(), model, step, scaler.get_scale())
+    if accepted and clip:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+    for optimizer in optimizers:
+        if accepted:
+            scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
+    return accepted
 
 
 def make_optimizers(model: nn.Module, stage: StageConfig) -> list[torch.optim.Optimizer]:
@@ -257,22 +273,23 @@ def average_weights(average: dict[str, torch.Tensor], model: nn.Module, decay: f
 # --- resuming ------------------------------------------------------------------------------------------------------
 
 
-def restore(run: Run, name: str, model, average: dict, optimizers: list, scaler) -> tuple[int, float]:
-    """Put the run's newest state into the arguments; returns (updates done, seconds so far) of the stage `name`."""
+def restore(run: Run, name: str, model, average: dict, optimizers: list, scaler) -> tuple[int, float, dict | None]:
+    """Put the run's newest state into the arguments; returns (updates done, seconds so far, what was watched) of the stage."""
     info, folder = run.latest()
     if name in info["stages"]:  # this stage is over: its weights are all that is wanted
         copy_into(average, load_tensors(run.folder / f"{name}.safetensors")[0])
-        return info["stages"][name]["updates"], info["stages"][name]["seconds"]
+        stage = info["stages"][name]
+        return stage["updates"], stage["seconds"], {"skipped": stage.get("skipped", 0), "in_a_row": 0}
     if info["stage"] != name:  # it has not been saved yet: from the start
         run.forget_after(name, 0)
-        return 0, 0.0
+        return 0, 0.0, None
     model.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
     copy_into(average, load_tensors(folder / "ema.safetensors")[0])
     unflatten(optimizers, load_tensors(folder / "optimizer.safetensors")[0])
     if info["scaler"]:
         scaler.load_state_dict(info["scaler"])
     run.forget_after(name, info["step"])
-    return info["step"], info["seconds"]
+    return info["step"], info["seconds"], info.get("watch")
 
 
 def copy_into(tensors: dict[str, torch.Tensor], values: dict[str, torch.Tensor]):

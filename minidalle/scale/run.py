@@ -24,10 +24,12 @@ from minidalle.checkpoint import Run, fingerprint, save_model
 from minidalle.config import Preset, TransformerConfig
 from minidalle.dvae import DVAE
 from minidalle.scale import packing, released, shards
+from minidalle.scale.plan import parameters
 from minidalle.scale.sharded import Training, processes, states, whole
 from minidalle.sequence import tokenize
 from minidalle.train import Interrupt, seed_of, split_to_fit, to_float
 from minidalle.transformer import DALLE
+from minidalle.watch import check_space
 
 CAPTIONS = 100_000  # of the shards, from which a tokenizer is learned
 NAMED = 10  # so many of the samples that a process skips are named
@@ -86,6 +88,8 @@ def train(
             "shards": [path.name for path in paths],  # where they lie may change
         }  # fmt: skip
         learn = partial(learn_bpe, paths, preset.data.vocab_size)
+        weights = 4 * sum(parameters(fitted(preset, preset.data.vocab_size)).values())
+        team.by_the_first(lambda: check_space(run_folder, [weights]))
         team.by_the_first(lambda: runs.append(prepare(run_folder, settings, resume, bpe, learn, dvae, clip)))
         tokenizer = BPE.load(run_folder / "bpe.json")
         training = Training(preset, fitted(preset, len(tokenizer)), team, seed, recompute, dvae.codebook)
@@ -153,6 +157,8 @@ def loop(
                 keep(training, run_folder, bpe, dvae)
         if not (run_folder / "transformer.safetensors").exists():  # its last state was saved, and then it was killed
             keep(training, run_folder, bpe, dvae)
+        if (skipped := training.watch.state["skipped"]) and team.rank == 0:
+            print(f"skipped {skipped} updates, whose loss or gradient was not a finite number", file=sys.stderr)
 
 
 def speed(training: Training) -> dict:

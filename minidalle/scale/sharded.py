@@ -37,6 +37,7 @@ from minidalle.config import Preset
 from minidalle.sequence import PAD
 from minidalle.train import average_weights, learning_rate, pick_device, seed_of
 from minidalle.transformer import DALLE, projected
+from minidalle.watch import Watch
 
 KEPT = 2  # states
 
@@ -174,6 +175,7 @@ class Training:
             self.model.parameters(), stage.lr, stage.betas, stage.eps, weight_decay=stage.weight_decay, fused=True
         )
         self.step, self.seconds, self.positions = 0, 0.0, {}
+        self.watch = Watch("transformer", stage)
         self.skipped = 0  # samples that this process passed over; process 0 counts those before a resume too
 
     def update(self, text: torch.Tensor, codes: torch.Tensor, streams: int) -> dict[str, float]:
@@ -192,16 +194,20 @@ class Training:
             )
             loss.total.backward()
             losses += torch.stack([loss.text, loss.image]).detach().double().cpu() / n_processes
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip or float("inf"))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        on_text, on_image = self.team.summed(*losses.tolist())
+        total = self.stage.text_weight * on_text + (1 - self.stage.text_weight) * on_image
         self.step += 1
+        if self.watch.accepts(total, norm.item(), self.model, self.step):  # the same answer in every process
+            if self.stage.clip:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.stage.clip, norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.step % self.stage.ema_every == 0:
             average_weights(self.average, self.model, min(self.stage.ema_decay, self.step / (self.step + 10)))
-        on_text, on_image = self.team.summed(*losses.tolist())
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        total = self.stage.text_weight * on_text + (1 - self.stage.text_weight) * on_image
-        return {"loss": total, "text": on_text, "image": on_image, "gradient": norm.item(), "lr": rate}
+        numbers = {"loss": total, "text": on_text, "image": on_image, "gradient": norm.item(), "lr": rate}
+        return numbers | {"skipped_updates": self.watch.state["skipped"]}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything of a checkpoint that is in shards: weights, average and AdamW's two moments by parameter."""
@@ -238,7 +244,7 @@ class Training:
         everyone = [None] * self.team.count
         dist.all_gather_object(everyone, self.positions, group=self.team.group)
         info = {
-            "step": self.step, "seconds": self.seconds, "skipped": int(self.team.summed(self.skipped)[0]),
+            "step": self.step, "seconds": self.seconds, "watch": self.watch.state, "skipped": int(self.team.summed(self.skipped)[0]),
             "positions": {lane: position for mine in everyone for lane, position in mine.items()},
         }  # fmt: skip
 
@@ -260,6 +266,7 @@ class Training:
         self.model.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("weights.")})
         info = self.team.by_the_first(lambda: read_json(path / "state.json"))
         self.step, self.seconds = info["step"], info["seconds"]
+        self.watch = Watch("transformer", self.stage, state=info.get("watch"))
         self.skipped = info["skipped"] if self.team.rank == 0 else 0
         self.positions = {int(lane): tuple(position) for lane, position in info["positions"].items()}
         for p in self.model.parameters():

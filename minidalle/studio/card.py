@@ -248,7 +248,7 @@ def training(r: Records) -> str:
         planned = {name: getattr(r.preset.train, name) for name in r.last}
         head = ("stage", "updates", "planned", "batch", "last loss, nats", "seconds")
         text = table(head, [
-            (name, m["step"], planned[name].updates, planned[name].batch_size, three(m["loss"]), round(m["seconds"], 1))
+            (name, m["step"], planned[name].updates, planned[name].batch_size, three(m["loss"]) if m["loss"] is not None else "no number", round(m["seconds"], 1))
             for name, m in r.last.items()
         ])  # fmt: skip
     if seconds := r.results.get("seconds"):
