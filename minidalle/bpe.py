@@ -31,6 +31,8 @@ from heapq import heappop, heappush
 from operator import add
 from pathlib import Path
 
+LARGEST = 2**24  # bytes of a file, and of all that its tokens spell: merges of merges could double them without end
+
 
 class BPE:
     """A trained tokenizer, made by `BPE.train` or `BPE.load`; `len(bpe)` is its vocabulary size."""
@@ -40,10 +42,14 @@ class BPE:
         self._rank = {}  # pair -> number of its merge, in order
         self._bytes = [bytes([i]) for i in range(256)]  # id -> what it spells
         self._cache = {}  # piece of text -> its ids without dropout
+        total = 0
         for pair in map(tuple, merges):
             known = [type(i) is int and (97 <= i <= 122 or 256 <= i < len(self)) for i in pair]
             if known != [True, True] or pair in self._rank:
                 raise ValueError(f"merge {len(self) - 256} is {pair!r:.60}, no new pair of letters or earlier merges")
+            total += len(self._bytes[pair[0]]) + len(self._bytes[pair[1]])
+            if total > LARGEST:
+                raise ValueError(f"its first {len(self) - 256} merges already spell {LARGEST:,} bytes")
             self._rank[pair] = len(self._rank)
             self._bytes.append(self._bytes[pair[0]] + self._bytes[pair[1]])
 
@@ -141,7 +147,11 @@ class BPE:
     def load(cls, path: str | os.PathLike) -> "BPE":
         """Read a file that `save` wrote. Raises ValueError with the file's name and the first thing wrong with it."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            with open(path, "rb") as file:
+                text = file.read(LARGEST + 1)
+            if len(text) > LARGEST:
+                raise ValueError(f"it is larger than {LARGEST >> 20} MB")
+            data = json.loads(text.decode("utf-8"))
             if not isinstance(data, dict) or (data.get("format"), data.get("version")) != ("minidalle-bpe", 1):
                 raise ValueError('expected "format": "minidalle-bpe" and "version": 1')
             bpe = cls(row[:2] if isinstance(row, list) else [row] for row in data.get("merges", ()))

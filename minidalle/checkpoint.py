@@ -16,8 +16,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,6 +31,9 @@ from minidalle.clip import CLIP
 from minidalle.config import CLIPConfig, DVAEConfig, Preset, TransformerConfig, check_numbers, from_dict
 from minidalle.dvae import DVAE
 from minidalle.transformer import DALLE
+
+LARGEST_JSON = 2**23  # bytes; no JSON file, and no description at the head of a safetensors file, has more
+LONGEST_LINE = 2**16  # bytes of a line of metrics.jsonl
 
 # --- files ---------------------------------------------------------------------------------------------------------
 
@@ -54,13 +59,35 @@ def write_json(path: Path, value):
 
 
 def read_json(path: Path):
-    """Raises ValueError, naming the file, where there is none or it is not JSON."""
+    """Raises ValueError, naming the file, where there is none, or it is not JSON, or more than any of ours."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            text = file.read(LARGEST_JSON + 1)
+        if len(text) > LARGEST_JSON:
+            raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MB")
+        return json.loads(text.decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist: is {Path(path).parent} the folder of a run?") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): restore it or start the run again") from None
+
+
+def read_records(path: Path) -> Iterator[dict]:
+    """The lines of metrics.jsonl, one at a time. A last line that was cut off is passed over; raises ValueError for any other
+    that is no record of an update."""
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            try:
+                record = json.loads(line.decode("utf-8"))
+                if not isinstance(record["stage"], str) or not isinstance(record["step"], int):
+                    raise ValueError
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if not line.endswith(b"\n") and not file.read(1):
+                    return
+                raise ValueError(
+                    f"{path}, line {number} is no record of an update: restore it or remove the line"
+                ) from None
+            yield record
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None):
@@ -75,11 +102,15 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(tensors by name, metadata). Raises ValueError with the name of a file that is missing or damaged."""
     try:
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")  # of the description at its head
+        if length > LARGEST_JSON:
+            raise SafetensorError(f"its head claims {length:,} bytes, over {LARGEST_JSON:,}")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: was this run's training finished?") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): train again or restore it") from None
 
 
@@ -102,15 +133,6 @@ def save_model(path: Path, model: torch.nn.Module, tensors: dict[str, torch.Tens
     save_tensors(path, tensors, metadata | hashes)
 
 
-DEPTHS = (
-    "n_layer",
-    "n_group",
-    "n_block",
-    "image_layers",
-    "text_layers",
-)  # settings that multiply the tensors of a model
-
-
 def load_model(path: Path, model_class, config_class) -> tuple[torch.nn.Module, dict[str, str]]:
     """The model in evaluation mode, and its file's metadata. Raises ValueError where the file holds another model.
 
@@ -123,17 +145,27 @@ def load_model(path: Path, model_class, config_class) -> tuple[torch.nn.Module, 
     try:
         config = from_dict(config_class, json.loads(metadata["config"]))
         check_numbers(config)
-        if deeper := [name for name in DEPTHS if getattr(config, name, 0) > len(tensors)]:
-            raise ValueError(f"{deeper[0]} is {getattr(config, deeper[0])}, and there are {len(tensors)} tensors")
+        check_size(config, tensors)
         with torch.device("meta"):
-            model_class(config).load_state_dict(tensors, assign=True)
-        model = model_class(config)
+            model_class(config).load_state_dict({name: t.to("meta") for name, t in tensors.items()}, assign=True)
+        model = model_class(config)  # only now that it is as large as the file
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"the weights in {path} do not fit the architecture stored with them ({error})") from None
+    except (KeyError, RuntimeError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights in {path} do not fit the architecture stored with them ({reason})") from None
     if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise ValueError(f"{path} is damaged: {broken[0]} holds what is no finite number; restore it or train again")
     return model.eval(), metadata
+
+
+def check_size(config, tensors: dict[str, torch.Tensor]):
+    """Raise ValueError for an architecture of more parts than there are tensors, or wider than all of them: before it is built."""
+    numbers = sum(t.numel() for t in tensors.values())
+    for key, value in dataclasses.asdict(config).items():
+        counts = key.endswith(("layer", "layers", "n_block", "n_group"))
+        most = len(tensors) if counts else max(numbers, 1024)
+        if isinstance(value, int) and not isinstance(value, bool) and not 0 < value <= most:
+            raise ValueError(f"{key} is {value}, with {len(tensors)} tensors of {numbers} numbers in all")
 
 
 def load_dvae(run: Path) -> DVAE:
@@ -263,6 +295,7 @@ class Run:
         if not states:
             return {"stage": None, "stages": {}}, None
         info = read_json(states[-1] / "state.json")
+        check_info(states[-1] / "state.json", info)
         for name in info["finished"]:
             with replacing(self.folder / name) as aside:
                 shutil.copy(states[-1] / name, aside)
@@ -277,11 +310,25 @@ class Run:
     def forget_after(self, stage: str, step: int):
         """Drop the metrics of `stage` beyond `step`: a resumed run writes them again."""
         if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            records = [json.loads(line) for line in lines if line.endswith("}")]
-            kept = [r for r in records if r["stage"] != stage or r["step"] <= step]
+            kept = [r for r in read_records(self.metrics) if r["stage"] != stage or r["step"] <= step]
             with replacing(self.metrics) as aside:
                 aside.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+
+
+def check_info(path: Path, info):
+    """Raise ValueError where a state's JSON is not as `Run.save_state` writes it; above all, it may name no file elsewhere."""
+    numbers = (int, float)
+    try:
+        done = [info, *info["stages"].values()]
+        fine = all(isinstance(part["seconds"], numbers) for part in done) and isinstance(info["step"], int)
+        fine &= all(isinstance(part["updates"], int) for part in done[1:]) and isinstance(info["stage"], str)
+        fine &= all(re.fullmatch(r"[a-z]+\.(json|safetensors)", name) for name in info["finished"])
+    except (KeyError, TypeError, AttributeError):
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"{path} is not as a run writes it: remove {path.parent}, and --resume takes the state before it"
+        )
 
 
 def differences(old, new, name: str = "") -> list[str]:

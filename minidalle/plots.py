@@ -3,7 +3,6 @@
 In: tensors and records of a run. Out: PNG files, written aside and renamed. Colours are safe for colour-blind readers.
 """
 
-import json
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from kernels.reference import MASKS, dense_mask
-from minidalle.checkpoint import Run, replacing
+from minidalle.checkpoint import Run, read_records, replacing
 from minidalle.config import TransformerConfig
 from minidalle.train import to_array
 
@@ -25,8 +24,7 @@ def save_run(run: Run, config: TransformerConfig, pictures: dict, sampling: dict
     """All pictures of a finished run, from what `evaluate.measure` returned and the run's metrics."""
     how = ", ".join(f"{name} {value}" for name, value in sampling.items())
     note = f"evenly spaced captions and their first seeds, not chosen. {how}"
-    records = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    save_curves(run.folder / "curves.png", records)
+    save_curves(run.folder / "curves.png", list(read_records(run.metrics)))
     save_reconstructions(run.folder / "reconstructions.png", pictures["reconstructions"])
     save_samples(run.folder / "samples.png", pictures["samples"], note)
     if "rerank" in pictures:

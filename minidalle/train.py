@@ -283,9 +283,16 @@ def restore(run: Run, name: str, model, average: dict, optimizers: list, scaler)
     if info["stage"] != name:  # it has not been saved yet: from the start
         run.forget_after(name, 0)
         return 0, 0.0, None
-    model.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
-    copy_into(average, load_tensors(folder / "ema.safetensors")[0])
-    unflatten(optimizers, load_tensors(folder / "optimizer.safetensors")[0])
+    weights, ema, moments = (load_tensors(folder / f"{n}.safetensors")[0] for n in ("weights", "ema", "optimizer"))
+    try:
+        model.load_state_dict(weights)
+        copy_into(average, ema)
+        unflatten(optimizers, moments)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{folder} does not hold the {name} of these settings ({reason}): remove it, and --resume takes the state before it"
+        ) from None
     if info["scaler"]:
         scaler.load_state_dict(info["scaler"])
     run.forget_after(name, info["step"])

@@ -259,7 +259,8 @@ def test_files_too_large_and_names_given_twice_are_skipped_by_name(tmp_path, mon
     skipped = []
     samples = {s["__key__"]: s for s in shards.raw_samples(tmp_path / "0.tar", skipped)}
     assert samples["a"]["jpg"] == b"1" and samples["b"]["txt"] == b"two" and "jpg" not in samples["b"]
-    assert "1,001 bytes, over 1,000" in skipped[0][1] and "duplicate" in skipped[1][1] and len(skipped) == 2
+    assert "1,001 bytes, over 1,000" in skipped[0][1] and "duplicate" in skipped[1][1] and len(skipped) == 3
+    assert "../../c.txt" in skipped[2][0] and "its name leads out of the shard" in skipped[2][1]
     assert not (tmp_path.parent.parent / "c.txt").exists()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import regex  # it knows scripts, as \p{Latin}; the library's own `re` does not
 
+LARGEST = 2**20  # bytes of a blocklist
 REASONS = (
     "too long",
     "not Latin",
@@ -134,7 +135,11 @@ def load_blocklist(path: Path | str) -> tuple[str, ...]:
     Raises ValueError, naming the file, where it cannot be read, holds an entry without letter or digit, or none at all.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        with Path(path).open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise ValueError(f"blocklist {path} is larger than {LARGEST >> 20} MB: expected a word or phrase a line")
+        lines = text.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise ValueError(
             f"blocklist {path} cannot be read: expected a UTF-8 text file, a word or phrase a line"

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from minidalle import checkpoint
-from minidalle.checkpoint import check_hash, load_model, load_tensors, replacing, save_model
+from minidalle.checkpoint import LARGEST_JSON, check_hash, load_model, load_tensors, replacing, save_model
 from minidalle.clip import CLIP, PIXEL_MEAN, PIXEL_STD
 from minidalle.config import CLIPConfig, DVAEConfig
 from minidalle.dvae import DVAE
@@ -70,6 +70,8 @@ class Vocabulary:
         from tokenizers import Tokenizer  # in requirements-extra.txt
 
         try:
+            if Path(path).stat().st_size > LARGEST_JSON:
+                raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MB")
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises this very class
             raise ValueError(f"{path} is no vocabulary of the tokenizers library (tokenizer.json): {error}") from None

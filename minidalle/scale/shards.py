@@ -38,6 +38,8 @@ from minidalle.data import folder
 LANES = 1024  # at most, and so processes
 BUFFERS = 16_384  # samples that all lanes together hold, to shuffle them
 MEMORY = 2**30  # bytes that they have together, at most
+LONGEST_NAME = 2**16  # bytes of what a tar file says of a member beyond its header
+UNPACKED = 1100  # times its packed size, about the most that gzip makes of a file
 LARGEST = 2**26  # bytes of one file in a shard; a larger one is skipped
 PATIENCE = 100  # so many more unusable samples than usable ones stop the reading
 
@@ -92,13 +94,28 @@ def raw_samples(path: Path, skipped: list) -> Iterator[dict]:
     yield from group_by_keys(members(path, skipped), handler=repeated)
 
 
+class Entry(tarfile.TarInfo):
+    """A member of a shard; the library would take memory for a name of any length."""
+
+    def _proc_member(self, tar):
+        named_by = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if self.type in (*named_by, tarfile.SOLARIS_XHDTYPE) and self.size > LONGEST_NAME:
+            raise tarfile.ReadError(f"a name of {self.size:,} bytes")
+        return super()._proc_member(tar)
+
+
 def members(path: Path, skipped: list) -> Iterator[dict]:
     """The files of one shard, as webdataset hands them on; the rest of one that is cut off is lost. The library's own reading
     would take memory for a file of any size, and a name such as "pipe:…" for a command."""
     try:
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=Entry) as tar:
             for info in tar:
-                if info.isreg() and info.size <= LARGEST:
+                if info.size > UNPACKED * path.stat().st_size:
+                    skipped.append((f"{path}:{info.name}", f"{info.size:,} bytes, more than the file can hold"))
+                    break
+                if info.name.startswith("/") or ".." in info.name.split("/"):
+                    skipped.append((f"{path}:{info.name}", "its name leads out of the shard"))
+                elif info.isreg() and info.size <= LARGEST:
                     yield {"fname": info.name, "data": tar.extractfile(info).read(), "__url__": str(path)}
                 elif info.isreg():
                     skipped.append((f"{path}:{info.name}", f"{info.size:,} bytes, over {LARGEST:,}"))

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from minidalle.checkpoint import replacing
-from minidalle.data.folder import MAX_PIXELS
+from minidalle.data.folder import FORMATS, MAX_PIXELS
 from minidalle.train import to_array
 
 MARK = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167))  # of Okabe and Ito's palette
@@ -34,6 +34,7 @@ XMP = (
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
     f'Iptc4xmpExt:DigitalSourceType="{SOURCE}"/></rdf:RDF></x:xmpmeta>'
 )
+READ = (*FORMATS, "GIF", "BMP", "TIFF")  # not EPS, say, for which Pillow starts another program
 LARGEST = 64 * 1024  # bytes of metadata that are read
 
 # --- the mark ------------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def verify(path: Path, public_key: str | None = None) -> tuple[int, str]:
 def read(path: Path) -> tuple[np.ndarray, object]:
     """(pixels (height, width, 3) uint8, its metadata; None without any, False if they are not JSON)."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=READ) as image:
             if math.prod(image.size) > MAX_PIXELS:
                 raise ValueError(f"over {MAX_PIXELS // 10**6} megapixels")
             text = image.info.get("minidalle")

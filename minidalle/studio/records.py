@@ -4,14 +4,13 @@ Enters: a run folder, of `train_tiny.py` (whole, a race, or stopped) or of the v
 there is empty; what is there and damaged, of another version or of another run, raises ValueError.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import safe_open
 
 from minidalle.bpe import BPE
-from minidalle.checkpoint import check_hash, fingerprint, load_bpe, load_model, load_preset_of, read_json
+from minidalle.checkpoint import check_hash, fingerprint, load_bpe, load_model, load_preset_of, read_json, read_records
 from minidalle.clip import CLIP
 from minidalle.config import CLIPConfig, DVAEConfig, Preset, TransformerConfig
 from minidalle.dvae import DVAE
@@ -78,15 +77,4 @@ def read_weights(path: Path, name: str) -> tuple[Weights, dict]:
 
 def read_last(path: Path) -> dict[str, dict]:
     """The last line of each stage in metrics.jsonl; a line that was cut off at the end is passed over."""
-    last = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            last[record["stage"]] = record
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines):
-                raise ValueError(
-                    f"{path}, line {number} is no record of an update: restore it or remove the line"
-                ) from None
-    return last
+    return {record["stage"]: record for record in read_records(path)} if path.exists() else {}
