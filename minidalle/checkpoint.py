@@ -40,17 +40,49 @@ LONGEST_LINE = 2**16  # bytes of a line of metrics.jsonl
 
 @contextlib.contextmanager
 def replacing(path: Path):
-    """A temporary name beside `path`, for a file or a folder; moved to `path` if the block ends well, else removed."""
+    """A temporary name beside `path`, for a file or a folder; moved to `path` if the block ends well, else removed.
+
+    Moved only once the disk holds all of it, and left only once the disk holds the move: so that even where the power fails,
+    `path` is the old one or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
     try:
         yield aside / path.name
+        flush(aside / path.name)
         if path.is_dir():
-            shutil.rmtree(path)
+            os.replace(path, aside / "old")
         os.replace(aside / path.name, path)
+        flush_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush(path: Path):
+    """Return once the disk holds this file, or this folder with all that is in it."""
+    for part in [*path.rglob("*"), path]:  # of a file, itself alone
+        if part.is_dir():
+            flush_folder(part)
+        else:
+            with part.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def flush_folder(path: Path):
+    """The same for the names in a folder. Windows has no such call."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def remove(state: Path):
+    """Delete a state; one that is deleted only half, as the run is killed, no longer has a state's name."""
+    aside = state.with_name(f".writing-{state.name}")
+    os.replace(state, aside)
+    shutil.rmtree(aside)
 
 
 def write_json(path: Path, value):
@@ -256,7 +288,7 @@ class Run:
                     f"{self.folder} holds a run with other settings ({'; '.join(other[:3])}): resume it with the same "
                     "arguments, or choose another --out"
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(not path.name.startswith(".writing-") for path in self.folder.iterdir()):
             why = "holds no run to resume" if resume else "is not empty: add --resume to go on with it"
             raise ValueError(f"{self.folder} {why}, or choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -278,6 +310,8 @@ class Run:
             "stages": self.stages,
             "finished": ["bpe.json", *(f"{name}.safetensors" for name in self.stages)],
         }
+        if self.metrics.exists():  # a state never knows of more updates than they
+            flush(self.metrics)
         with replacing(self.folder / "state" / f"{step:09d}") as aside:
             aside.mkdir()
             for name, group in tensors.items():
@@ -286,7 +320,7 @@ class Run:
                 shutil.copy(self.folder / name, aside / name)
             write_json(aside / "state.json", info)
         for old in self.states()[:-2]:
-            shutil.rmtree(old)
+            remove(old)
 
     def latest(self) -> tuple[dict, Path | None]:
         """(info, folder) of the newest state, its finished files put back in place; if nothing was saved yet, an info

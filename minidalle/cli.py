@@ -1,8 +1,11 @@
 """What the commands share: settings such as --transformer.n_layer=4, and errors in one sentence, not a traceback."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -47,7 +50,8 @@ def run_command(command: Callable[[], None], after_failure: str = ""):
     if os.environ.get("MINIDALLE_TRACEBACK"):
         return command()
     try:
-        command()
+        with terminable():
+            command()
     except ValueError as error:
         leave(f"error: {error}", 2)
     except KeyboardInterrupt as stop:
@@ -57,6 +61,23 @@ def run_command(command: Callable[[], None], after_failure: str = ""):
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0] or "out of memory"
         leave(f"error: {reason} (MINIDALLE_TRACEBACK=1 shows where){after_failure}", 1)
+
+
+@contextlib.contextmanager
+def terminable():
+    """Inside the `with` block SIGTERM is taken as Ctrl-C is, so that it ends in a sentence, too."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def leave(message: str, code: int):

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from minidalle.checkpoint import read_json, write_json
+from minidalle.checkpoint import flush, flush_folder, read_json, remove, write_json
 from minidalle.config import Preset
 from minidalle.sequence import PAD
 from minidalle.train import average_weights, learning_rate, pick_device, seed_of
@@ -250,9 +250,11 @@ class Training:
 
         def finish():
             write_json(aside / "state.json", info)
+            flush(aside)
             os.replace(aside, path)
+            flush_folder(folder)
             for old in states(folder)[:-KEPT]:
-                shutil.rmtree(old)
+                remove(old)
 
         self.team.by_the_first(finish)
 
