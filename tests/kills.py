@@ -24,7 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 os.environ["TQDM_DISABLE"] = "1"  # read at its import
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -35,7 +37,7 @@ from minidalle.checkpoint import load_tensors, read_records
 from minidalle.config import DVAEConfig
 from minidalle.data import shapes
 from minidalle.dvae import DVAE
-from minidalle.scale import run, shards  # noqa: F401
+from minidalle.scale import run, shards  # noqa: F401  (imported once, here, and not after each fork)
 
 SETTINGS = {
     "data.pool": 64, "dvae.n_hid": 8, "dvae.n_init": 8, "dvae.codebook_size": 16, "transformer.n_embd": 24,
@@ -175,7 +177,7 @@ def stopped(folder: Path, how: str) -> str:
             time.sleep(0.01)
         os.kill(child, signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
         code = ended(child)
-    said = (folder.parent / "stderr").read_text().splitlines()
+    said = [line for line in (folder.parent / "stderr").read_text().splitlines() if line.strip() and "%|" not in line]
     assert code == 1 and len(said) == 1, (code, said)
     assert ended(train(folder, resume=True)) == 0, (folder.parent / "stderr").read_text()
     return said[0]
