@@ -356,6 +356,7 @@ def check_info(path: Path, info):
         done = [info, *info["stages"].values()]
         fine = all(isinstance(part["seconds"], numbers) for part in done) and isinstance(info["step"], int)
         fine &= all(isinstance(part["updates"], int) for part in done[1:]) and isinstance(info["stage"], str)
+        fine &= all(isinstance(n, int) for n in info.get("watch", {}).values())
         fine &= all(re.fullmatch(r"[a-z]+\.(json|safetensors)", name) for name in info["finished"])
     except (KeyError, TypeError, AttributeError):
         fine = False

@@ -41,7 +41,7 @@ class Watch:
     def __init__(self, name: str, stage: StageConfig, most: int = 0, state: dict | None = None):
         """most: the largest perplexity that a batch of the dVAE can have; 0 for the other models."""
         self.name, self.stage, self.most = name, stage, most
-        self.state = state or {"skipped": 0, "in_a_row": 0}
+        self.state = {key: int((state or {}).get(key, 0)) for key in ("skipped", "in_a_row")}
         self.accuracies, self.warned = deque(maxlen=LOGGED), False
 
     def accepts(self, loss: float, norm: float, model: nn.Module, step: int, scale: float = 1.0) -> bool:

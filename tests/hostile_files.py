@@ -131,7 +131,7 @@ def states(d: Path) -> Cases:
     """States that a run would go on from."""
     fine = {"stage": "dvae", "step": 1, "seconds": 1.0, "scaler": {}, "stages": {}, "finished": []}
     changes = {
-        "names a file elsewhere": {"finished": ["../../x"]}, "names no files": {"finished": 5}, "has no step": {"step": "a"},
+        "names a file elsewhere": {"finished": ["../../x"]}, "names no files": {"finished": 5}, "has no step": {"step": "a"}, "counts in words": {"watch": {"skipped": "many"}},
         "has stages of another kind": {"stages": {"dvae": 7}}, "is a list": None,
     }  # fmt: skip
     cases = []

@@ -267,10 +267,15 @@ class Training:
             dcp.load(tensors, storage_reader=reader, process_group=self.team.group)
         self.model.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("weights.")})
         info = self.team.by_the_first(lambda: read_json(path / "state.json"))
-        self.step, self.seconds = info["step"], info["seconds"]
-        self.watch = Watch("transformer", self.stage, state=info.get("watch"))
-        self.skipped = info["skipped"] if self.team.rank == 0 else 0
-        self.positions = {int(lane): tuple(position) for lane, position in info["positions"].items()}
+        try:
+            self.step, self.seconds = int(info["step"]), float(info["seconds"])
+            self.watch = Watch("transformer", self.stage, state=info.get("watch"))
+            self.skipped = int(info["skipped"]) if self.team.rank == 0 else 0
+            self.positions = {int(lane): tuple(map(int, position)) for lane, position in info["positions"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(
+                f"{path}/state.json is not as a run writes it: remove {path}, and --resume takes the state before it"
+            ) from None
         for p in self.model.parameters():
             self.optimizer.state[p]["step"] = torch.tensor(float(self.step), device=self.team.device)
 
