@@ -15,6 +15,7 @@ from minidalle.checkpoint import Run, load_tensors, save_model
 from minidalle.clip import CLIP
 from minidalle.config import CLIPStage, DVAEStage, load_preset
 from minidalle.dvae import DVAE
+from minidalle.scale import sharded
 from minidalle.train import train_dvae
 from minidalle.transformer import DALLE
 from minidalle.watch import Watch, check_space, largest_gradient, weights_of
@@ -177,3 +178,33 @@ def test_a_disk_without_room_is_told_before_the_run_begins(tmp_path, monkeypatch
     (tmp_path / "held").write_bytes(b"x")  # a run that goes on has some of it
     check_space(tmp_path, [100 * 10**6, 300 * 10**6])
     assert [path.name for path in Path(tmp_path).iterdir()] == ["held"]
+
+
+def test_the_sharded_update_skips_as_well_and_counts_on_after_a_resume(tmp_path):
+    preset = load_preset("tiny", overrides={"train.transformer.muon_lr": 0})
+    config = replace(
+        preset.transformer, n_layer=1, n_embd=32, n_head=1, vocab_size=300, rows=6, grid=6, codebook_size=88
+    )
+    text, codes = torch.randint(300, (2, 18)), torch.randint(88, (2, 36))
+    text[:, -1] = -1
+    with sharded.processes("cpu") as team:
+        training = sharded.Training(preset, config, team, 0, True, torch.randn(88, 64))
+        assert training.update(text, codes, 2)["skipped_updates"] == 0
+        name = "exp_avg.image_head.weight"
+        kept = {name: value.full_tensor().clone() for name, value in training.tensors().items()}
+        training.model.embed.image_token.weight.data.fill_(float("nan"))
+        assert training.update(text, codes, 1)["skipped_updates"] == 1
+        now = {name: value.full_tensor() for name, value in training.tensors().items()}
+        assert all(torch.equal(now[n], kept[n]) for n in kept if n.startswith(("exp_avg", "weights.blocks")))
+        assert kept[name].abs().sum() > 0
+        training.save(tmp_path)
+        again = sharded.Training(preset, config, team, 0, True, torch.randn(88, 64))
+        again.restore(sharded.states(tmp_path)[-1])
+        assert again.step == 2 and again.watch.state == {"skipped": 1, "in_a_row": 1}
+        with pytest.raises(ValueError, match=r"the transformer stopped at update 11: .* largest gradient in .*: nan"):
+            for _ in range(12):
+                again.update(text, codes, 2)
+        path = tmp_path / "000000002/state.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"positions": 5}))
+        with pytest.raises(ValueError, match="state.json is not as a run writes it: remove"):
+            again.restore(path.parent)
