@@ -27,7 +27,7 @@ from minidalle import checkpoint
 from minidalle.bpe import BPE
 from minidalle.data import filter, folder
 from minidalle.data.folder import read_caption
-from minidalle.scale import shards
+from minidalle.scale import packing, shards
 from minidalle.studio import provenance, records
 from tests.hostile import MEGABYTES, SECONDS, forget, memory
 
@@ -188,7 +188,7 @@ def shard(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
 def skipped_in(path: Path) -> str:
     """What reading a shard says: the reasons of what it skips."""
     skipped = []
-    for _ in shards.usable_in(path, 8, 8, skipped):
+    for _ in packing.usable_in(path, 8, 8, skipped):
         pass
     return "; ".join(f"{name} {reason}" for name, reason in skipped)
 

@@ -37,7 +37,7 @@ from minidalle.checkpoint import load_tensors, read_records
 from minidalle.config import DVAEConfig
 from minidalle.data import shapes
 from minidalle.dvae import DVAE
-from minidalle.scale import run, shards  # noqa: F401  (imported once, here, and not after each fork)
+from minidalle.scale import packing, run, shards  # noqa: F401  (imported once, here, and not after each fork)
 
 SETTINGS = {
     "data.pool": 64, "dvae.n_hid": 8, "dvae.n_init": 8, "dvae.codebook_size": 16, "transformer.n_embd": 24,
@@ -95,8 +95,8 @@ def make_shards(d: Path):
     torch.manual_seed(0)
     dvae = DVAE(DVAEConfig(codebook_size=20, n_hid=8, n_init=4, n_group=2, n_block=1, input_kernel=3, patch=2)).eval()
     checkpoint.save_model(d / "dvae/dvae.safetensors", dvae, dvae.state_dict())
-    shards.write(d / "pictures", d / "tars", per_shard=9)
-    shards.encode(shards.find(f"{d}/tars/*.tar"), d / "codes", dvae, 24, 24, torch.device("cpu"))
+    packing.write(d / "pictures", d / "tars", per_shard=9)
+    packing.encode(shards.find(f"{d}/tars/*.tar"), d / "codes", dvae, 24, 24, torch.device("cpu"))
 
 
 def ended(child: int) -> int:

@@ -32,6 +32,7 @@ def stand_in(tmp_path_factory):
     return folder, make_dvae_files(folder)
 
 
+@pytest.mark.slow
 def test_the_released_dvae_computes_what_the_formula_says(stand_in):
     folder, tensors = stand_in
     dvae = released.load_dvae(folder)
@@ -234,6 +235,7 @@ def small_run(clip_file, vocabulary, tmp_path_factory):
     return train, folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_clip_that_it_was_given(small_run, clip_file, tmp_path, capsys):
     _, run = small_run
     drawn = ["generate", "a photo", "--run", str(run), "--rerank", "3", "-n", "2", "--out", str(tmp_path)]

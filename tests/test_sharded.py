@@ -119,6 +119,7 @@ def test_streams_at_a_time_and_recomputing_change_nothing(world, alone):
     assert_same_run(world / "parts", alone)
 
 
+@pytest.mark.slow
 def test_pictures_give_the_losses_of_their_codes(world, alone):
     """The same run, from shards of pictures that the dVAE encodes as they come, read by a worker of each process."""
     run(world, world / "pixels", 2, "--workers", "1", shards="tars")
@@ -328,6 +329,7 @@ def test_bad_input_is_one_sentence(world, alone, more, sentence):
     assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_more_processes_than_lanes_is_one_sentence_from_each(world):
     done = subprocess.run(command(world, world / "many", 3), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert (
