@@ -327,6 +327,7 @@ def test_bad_input_is_one_sentence(world, alone, more, sentence):
     out = world / "muon" if "muon" in str(more) else alone
     done = subprocess.run(command(world, out, 0, *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert out == alone or not out.exists()  # so that the corrected command finds nothing in its way
 
 
 @pytest.mark.slow

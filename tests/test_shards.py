@@ -316,3 +316,43 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
         main(arguments)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and sentence in said and said.count("\n") == 1
+
+
+def test_shards_are_not_mixed_with_others_and_a_folder_is_no_shard(pictures, tmp_path):
+    packing.write(pictures, tmp_path / "out", per_shard=3)
+    with pytest.raises(ValueError, match="holds shards already"):
+        packing.write(pictures, tmp_path / "out", per_shard=4)
+    with pytest.raises(ValueError, match=r"out is a folder: give '.*out/\*\.tar'"):
+        shards.find(str(tmp_path / "out"))
+
+
+def test_of_a_shard_that_is_cut_off_no_codes_are_made_until_it_is_whole(pictures, tmp_path):
+    torch.manual_seed(0)
+    dvae = DVAE(DVAEConfig(codebook_size=12, n_hid=8, n_init=4, n_group=2, n_block=1, input_kernel=3, patch=2)).eval()
+    packing.write(pictures, tmp_path / "tars", per_shard=4)
+    first, second = shards.find(f"{tmp_path}/tars/*.tar")
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    arguments = [first, second], tmp_path / "codes", dvae, 16, 16, torch.device("cpu")
+    done, skipped = packing.encode(*arguments)
+    assert done == 3 and [path.name for path in (tmp_path / "codes").glob("*.tar")] == [second.name]
+    assert any(name == str(first) and reason.startswith("cut off") for name, reason in skipped)
+    first.write_bytes(whole)
+    assert packing.encode(*arguments) == (4, [])
+
+
+@pytest.mark.parametrize("damage", ["gzip", "pax"])
+def test_bytes_at_which_the_library_stumbles_end_their_shard_alone(damage, tmp_path):
+    """An error that is none of tarfile's own: a size in a header that is no number, a gzip head without its name's end."""
+    path = tmp_path / "0.tar"
+    if damage == "gzip":
+        path.write_bytes(b"\x1f\x8b\x08\x08" + bytes(6) + b"name that does not end")
+    else:
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+            info = tarfile.TarInfo("a.txt")
+            info.pax_headers = {"comment": "x" * 20}
+            tar.addfile(info, io.BytesIO())
+        path.write_bytes(path.read_bytes().replace(b" comment=", b"l comment=", 1))
+    skipped = []
+    assert [*shards.raw_samples(path, skipped)] == [] or damage == "pax"
+    assert len(skipped) == 1 and skipped[0][0] == str(path)

@@ -7,6 +7,7 @@ Codes are computed once, so that the transformer trains without running the enco
 them lies `encoded.json`, which says from which dVAE they come. shards.py reads both kinds.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -36,6 +37,8 @@ def write(
 
     if not source.is_dir():
         raise ValueError(f"{source} is no folder: expected one with pictures such as fox.jpg and captions, fox.txt")
+    if any(out.glob("*.tar")) or (out / ENCODED).exists():
+        raise ValueError(f"{out} holds shards already, which would be mixed with these: choose another folder")
     found = folder.find(source)
     captions, skipped = folder.sort_out(found, rules)
     folder.check_enough(source, found, skipped)
@@ -59,7 +62,7 @@ def encode(
     """Shards of codes beside captions, one for each shard of pictures, so that the transformer trains without the encoder.
 
     Each picture once, its middle (O: the paper crops anew at every sight). Shards that are there already are left as
-    they are, so that an interrupted command goes on. rules: those of the captions filter, None without it; shards that
+    they are, so that an interrupted command goes on; of a shard that is cut off none is made, until it is whole. rules: those of the captions filter, None without it; shards that
     img2dataset has made are filtered here. Returns the pictures encoded now, and [(sample, reason)] skipped.
     """
     from webdataset import TarWriter
@@ -81,14 +84,24 @@ def encode(
     for path in tqdm(paths, desc="encode", unit="shard"):
         if (out / path.name).exists():
             continue
-        with replacing(out / path.name) as aside, TarWriter(str(aside), mtime=0) as tar:
+        before, n = len(skipped), 0
+        with (
+            contextlib.suppress(CutOff), replacing(out / path.name) as aside, TarWriter(str(aside), mtime=0) as tar
+        ):  # fmt: skip
             for group in groups_of(usable_in(path, height, width, skipped, rules), max(1, 2**18 // (height * width))):
                 images = torch.from_numpy(np.stack([image for _, image, _ in group]))
                 codes = dvae.encode(to_float(images.to(device))).cpu().numpy().astype(np.uint16)
                 for (key, _, caption), grid in zip(group, codes):
                     tar.write({"__key__": key, "npy": grid, "txt": caption.encode()})
-                done += len(group)
+                n += len(group)
+            if any(name == str(path) and reason.startswith("cut off") for name, reason in skipped[before:]):
+                raise CutOff  # before it gets its name
+            done += n
     return done, skipped
+
+
+class CutOff(Exception):
+    """The shard that is read is not whole."""
 
 
 def usable_in(path: Path, height: int, width: int, skipped: list, rules: CaptionRules | None = None):

@@ -268,8 +268,8 @@ def describe_memory(c: TransformerConfig, way: Layout, gpu: GPU, name: str, dvae
         f"{kept[False] / 1e9:.2f} GB, or {kept[True] / 1e9:.2f} with recomputing",
         f"  to train so: --streams {way.streams}{'' if way.recompute else ' --no-recompute'}, from {way.gpus} shards or more; "
         f"if they hold pictures, not codes, each GPU needs {dvae_bytes / 1e9:.2f} GB more for the dVAE, and what it computes",
-        f"  drawing: weights in bfloat16 {2 * sum(parameters(c).values()) / 1e9:.2f} GB, and keys and values, "
-        f"2 L T C, {2 * cache_numbers(c) / 1e9:.2f} GB for each picture",
+        f"  drawing, on one GPU and in float32: weights {4 * sum(parameters(c).values()) / 1e9:.2f} GB, and keys and values, "
+        f"2 L T C, {4 * cache_numbers(c) / 1e9:.2f} GB for each picture",
     ]
 
 
@@ -282,7 +282,7 @@ def describe_time(c: TransformerConfig, way: Layout, gpu: GPU, stage, utilisatio
     return [
         f"time, at {utilisation:.0%} of {gpu.operations / 1e12:.0f}·10¹² operations a second (a guess: no GPU has run this)",
         f"  an update of {stage.batch_size} streams: {work:.3g} operations, {computing:.2f} s",
-        f"  behind it, as far as there is time: each GPU receives 8 P (N - 1) / N a step, {received / 1e9:.1f} GB, "
+        f"  meanwhile (an update takes the longer of the two): each GPU receives 8 P (N - 1) / N a step, {received / 1e9:.1f} GB, "
         f"{receiving:.2f} s at {bandwidth_of(gpu, way.gpus) / 1e9:.0f} GB/s",
         f"  {86400 / seconds:,.0f} updates a day; {stage.updates:,} updates take {days:,.2f} days, {days * way.gpus:,.1f} GPU days",
     ]

@@ -53,8 +53,9 @@ def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path):
     for name in [*wanted, *given]:
         if wanted.get(name) != given.get(name):
             raise ValueError(
-                f"{path} is not the released {type(model).__name__}: {name} should have shape "
-                f"{wanted.get(name, '(not be there)')}, and has {given.get(name, 'is not there')}"
+                f"{path} is not the released {type(model).__name__}: {name} should "
+                f"{f'have shape {wanted[name]}' if name in wanted else 'not be there'}, and "
+                f"{f'has {given[name]}' if name in given else 'is not there'}"
             )
     model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
 

@@ -1,6 +1,6 @@
 """A run of sharded training, from tar shards to a folder that `generate` can draw with: the verb `train`.
 
-    torchrun --nproc-per-node 8 -m minidalle train --preset dalle-12b --shards 'shards-{00000..00099}.tar' --dvae released:DIR
+    torchrun --nproc-per-node 8 -m minidalle train --preset dalle-12b --shards 'shards-{00000..00099}.tar' --dvae released:DIR --out runs/12b
 
 Every process runs this file from top to bottom. Process 0 alone writes the run's folder; what it decides, and any error of
 its, all learn (`Processes.by_the_first`), so that none waits for one that has stopped. The update is `sharded.py`'s, the
@@ -77,11 +77,16 @@ def train(
     """Train the preset's transformer on tar shards; every process calls this.
 
     streams: pictures that a process takes at a time; 0 = its whole share of the batch. bpe: a tokenizer; None = learned
-    from the captions. clip: released:FILE or openclip:FILE, which is to rank the run's pictures. Raises ValueError for shards, settings or a folder that do not fit.
+    from the captions. clip: released:FILE or openclip:FILE, which is to rank the run's pictures. Raises ValueError
+    for shards, settings or a folder that do not fit, before the run's folder is made.
     """
     preset = dataclasses.replace(preset, dvae=dvae.config, data=dataclasses.replace(preset.data, name="shards"))
+    batch_size = preset.train.transformer.batch_size
+    if preset.train.transformer.muon_lr:
+        raise ValueError("Muon needs whole matrices, here in shards: set --train.transformer.muon_lr=0")
     with processes(device) as team:
         paths, runs = team.by_the_first(lambda: shards.find(pattern)), []
+        shards.Stream(paths, batch_size, None, seed, team.rank, team.count, {})  # refuses more processes than lanes
         encoded = packing.are_encoded(paths, dvae, preset.data.height, preset.data.width)
         settings = {
             "preset": dataclasses.asdict(preset), "seed": seed, "dvae": fingerprint(dvae.state_dict()),
@@ -96,7 +101,6 @@ def train(
         if saved := team.by_the_first(lambda: states(run_folder / "state")):
             training.restore(saved[-1])
         read = partial(read_codes, training.config) if encoded else partial(read_image, preset)
-        batch_size = preset.train.transformer.batch_size
         stream = shards.Stream(paths, batch_size, read, seed, team.rank, team.count, training.positions)
         training.positions = {lane: at for lane, at in training.positions.items() if lane in stream.lanes}
         dvae = dvae if encoded else dvae.to(team.device)

@@ -161,8 +161,6 @@ class Training:
     def __init__(self, preset: Preset, config, team: Processes, seed: int, recompute: bool, codebook: torch.Tensor):
         """codebook (K, n_init): of the dVAE, from which image tokens may start (see `initialise`)."""
         stage, device = preset.train.transformer, team.device
-        if stage.muon_lr:
-            raise ValueError("Muon needs whole matrices, here in shards: set --train.transformer.muon_lr=0")
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
             raise ValueError("this GPU has no bfloat16: sharded training needs an A100, an RTX 30 or newer")
         self.stage, self.team, self.seed, self.config = stage, team, seed, config
@@ -261,7 +259,10 @@ class Training:
     def restore(self, path: Path):
         """Take everything from a folder that `save` wrote, with any number of processes."""
         tensors = self.tensors()
-        with warnings.catch_warnings(), failures(f"{path} is no whole state", ValueError):
+        with (
+            warnings.catch_warnings(),
+            failures(f"{path} is no whole state (remove it, and --resume takes the one before it)", ValueError),
+        ):
             warnings.simplefilter("ignore")
             reader = dcp.HuggingFaceStorageReader(str(path))
             dcp.load(tensors, storage_reader=reader, process_group=self.team.group)

@@ -20,11 +20,9 @@ import contextlib
 import glob
 import io
 import json
-import lzma
 import os
 import random
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +60,8 @@ def find(pattern: str) -> list[Path]:
             raise ValueError(
                 f"--shards {pattern!r}: there is no file {part}: give paths such as 'data/shard-{{00000..00099}}.tar'"
             )
+        if folders := [path for path in found if os.path.isdir(path)]:
+            raise ValueError(f"--shards {pattern!r}: {folders[0]} is a folder: give '{folders[0]}/*.tar'")
         paths += [Path(path) for path in found]
     return paths
 
@@ -120,8 +120,20 @@ def members(path: Path, skipped: list) -> Iterator[dict]:
                 elif info.isreg():
                     skipped.append((f"{path}:{info.name}", f"{info.size:,} bytes, over {LARGEST:,}"))
                 tar.members = []  # or it would remember them all
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if not has_end(path):  # cut off between two of its blocks, at which the library only stops
+            raise tarfile.ReadError("it has no end")
+    except OSError:
+        raise
+    except Exception as error:  # broken bytes can make the library raise nearly anything
         skipped.append((str(path), f"cut off or no tar file: {str(error)[:80]}"))
+
+
+def has_end(path: Path) -> bool:
+    """Does a shard end in zeros, as a tar file does? Of one that is compressed, this cannot be said."""
+    with path.open("rb") as stream:
+        plain = stream.read(512)[257:262] == b"ustar"
+        stream.seek(-min(512, path.stat().st_size), os.SEEK_END)
+        return not plain or not any(stream.read())
 
 
 def shuffled(samples: Iterator, size: int, limit: int, rng: random.Random) -> Iterator:
