@@ -193,7 +193,8 @@ print("\n".join(plan.plan(PAPER[-1], 64, "h100-80gb", utilisation=0.4)[-4:]))
 
 # %% [markdown]
 # On two cores some twelve thousand years. The last lines are from `plan`, the project's planner: 64 modern GPUs would
-# need some 25 days, if they reached 40 %. This is arithmetic. It leaves out failures, restarts, evaluation, and all
+# need some 25 days, if they reached 40 %, a third more work for recomputing (explained below) included. This is
+# arithmetic. It leaves out failures, restarts, evaluation, and all
 # runs that went wrong before.
 #
 # ## Bytes: where it has to fit
@@ -466,7 +467,7 @@ def room(top, dtype):
 
 
 # %% [markdown]
-# The gradients shrink with depth, as the paper found: on its way back through the sums, the gradient collects a part
+# The gradients shrink with depth, as the paper found. Our explanation: on its way back through the sums, the gradient collects a part
 # from every block, so the first block receives the most. Which numbers would float16 lose? We count those that are
 # not 0 and become 0 when they are cast, three times:
 #
@@ -566,12 +567,12 @@ for queries in ("fixed", "anew"):
 
 # %% [markdown]
 # Three falling curves on a logarithmic scale. Exact gradients are fastest. With two of 32 directions an update, an
-# eighth of the numbers, and error feedback, the loss falls more slowly, but it keeps falling. Without feedback the
-# same two directions barely move it: what is left out is lost, update after update.
+# eighth of the numbers, and error feedback, the loss falls more slowly, but it keeps falling. Without feedback it
+# falls far more slowly: what each update leaves out is forgotten.
 #
 # A warning about toys. Here Q is the one that the last update found, as in Vogels et al. The paper reports that a
 # random Q, drawn once and kept, did as well, and that a new one for each update did much worse. Our toy says the
-# opposite twice: with a fixed Q it diverges, with new ones it is as good. There is a reason: $(M - \hat M)\,Q = 0$,
+# opposite twice: with a fixed Q it diverges, with new ones it is no worse. There is a reason: $(M - \hat M)\,Q = 0$,
 # so with the same Q nothing of what was left out enters the next P, and it piles up. A toy shows how a mechanism
 # works. It does not say what happens at 12 B.
 #

@@ -272,7 +272,7 @@ plt.show()
 #
 # **Temperature 1**: the shares are those of the data, within their intervals. The model has learned the habit as it is.
 #
-# **Top-p**: yellow circles all but vanish, red squares fall to less than half their share, and of triangles, half green
+# **Top-p**: yellow circles all but vanish, red squares fall to about a quarter of their share, and of triangles, half green
 # and half blue in the data, about two in three are blue. That is **amplification**: a share further from even than in
 # the data, beyond its interval. The weights had no part in it; it is the same model. Top-p knows no colours. Our
 # explanation, not measured here: the first coloured code mostly decides the colour, and the rarer one is unlikely there.
@@ -280,8 +280,8 @@ plt.show()
 # **Guidance**: red squares become rarer. For circles and triangles these numbers show no clear change, and we
 # have not looked into why.
 #
-# Behind the bars stand the counts for captions that *name* the rarer colour. It was not lost: with guidance nine in ten
-# or so are right. At temperature 1 fewer are, and the wrong yellow circles are mostly red ones (counted below).
+# Behind the bars stand the counts for captions that *name* the rarer colour. It was not lost: with guidance most
+# are right. At temperature 1 fewer are, and the wrong yellow circles are mostly red ones (counted below).
 #
 # ## A word with two meanings
 #
@@ -344,7 +344,7 @@ pictures([PALETTE[row].permute(0, 3, 1, 2) for row in rows], labels=labels, size
 # %% [markdown]
 # Six rows of eight: trees and dogs' heads from the data, then drawings of bark. The bare word brings up stripes, and
 # now and then a dog with blue strokes before its mouth: about as often as in the data, one in ten, or a little more.
-# With top-p no dog is left among 200.
+# With top-p no dog is left among 200, and guidance 2 leaves hardly any.
 #
 # A second word mends it where it was learned *with* the first: "dog bark" is a dog's in nearly all drawings. "Loud bark"
 # was never trained on, though "loud" came with nothing but barking dogs. It does hardly better than the bare word, if at
@@ -613,7 +613,7 @@ private = Ed25519PrivateKey.generate()
 pem = private.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
 (folder / "key.pem").write_bytes(pem)
 public = private.public_key().public_bytes(form.Encoding.Raw, form.PublicFormat.Raw).hex()
-provenance.save(folder / "signed.png", sheet[0], facts, upscale=8, key=folder / "key.pem")
+provenance.save(folder / "signed.png", sheet[0], facts | {"seed": 0}, upscale=8, key=folder / "key.pem")
 
 for name, key in (("tampered", None), ("forged", None), ("forged", public), ("signed", public)):
     code, sentence = provenance.verify(folder / f"{name}.png", key)
@@ -623,7 +623,8 @@ for name, key in (("tampered", None), ("forged", None), ("forged", public), ("si
 # %% [markdown]
 # The first is caught. The second is not, and cannot be: whoever can run the program can write a picture with true hashes
 # and false words. A hash shows that nothing has changed since *somebody* wrote the file. A **signature** shows more. With
-# the private key our program signs the hash; with the public key everybody can check that, and nobody can make another.
+# the private key our program signs the hash; with the public key everybody can check that, and nobody without
+# the private key can make one.
 # Asked for our key, `verify` does not take the forgery for ours.
 #
 # Still, all of this lives in the file. It can say "this was drawn, by this model". It never says of a bare picture
@@ -645,8 +646,9 @@ for caption in asked:
 pictures([row[:8] for row in rows], labels=[textwrap.fill(caption, 22) for caption in asked], size=0.8)
 
 # %% [markdown]
-# Three rows of eight. There is a blue square where one was asked for below a dog, and above it a thing of no clear kind.
-# The star became red circles and crosses, and lost its blue square. The forest is one or two of the usual things.
+# Three rows of eight. There is a blue square where one was asked for below a dog, and above it something that the
+# oracle takes for a cross more often than for anything else. The star became red circles and crosses, and mostly lost
+# its square. The forest is one of the usual things, or nothing that the oracle can read.
 #
 # "Dog" reaches the model as three letters, d, o and g, tokens that no caption of its training held. Their vectors are
 # what chance made them, and the model draws what it has. It never says that it does not know. The card has to say it,
