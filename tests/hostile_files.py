@@ -7,14 +7,10 @@ imports took. Refused means: in one sentence for that reason, in less than 2 s o
 
 import io
 import json
-import re
-import resource
 import shutil
-import signal
 import sys
 import tarfile
 import tempfile
-import time
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +25,7 @@ from minidalle.data import filter, folder
 from minidalle.data.folder import read_caption
 from minidalle.scale import packing, shards
 from minidalle.studio import provenance, records
-from tests.hostile import MEGABYTES, SECONDS, forget, memory
+from tests.hostile import count
 
 LESSON = Path(__file__).parent.parent / "lessons/weights"
 DEEP = "[" * 100_000
@@ -219,29 +215,6 @@ def tars(d: Path) -> Cases:
     return [*found, ("codes that claim 10^15 numbers", "are not 8 x 8", lambda: shards.codes_of(sample, 8, 8, 64))]
 
 
-# --- reading them ------------------------------------------------------------------------------------------------------
-
-
-def refusal(read: Callable) -> tuple[str, float]:
-    """(what is said, seconds of processor time); what takes too long is interrupted."""
-
-    def stop(*_):
-        raise TimeoutError("it takes too long")
-
-    signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    started, said = time.process_time(), "nothing"
-    try:
-        said = str(read())
-    except ValueError as error:
-        said = str(error)
-    except BaseException as error:
-        said = f"another error: {error!r}"
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    return said, time.process_time() - started
-
-
 def main() -> int:
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
@@ -250,25 +223,8 @@ def main() -> int:
         cases += tars(d / "tars")
         shutil.copytree(LESSON, d / "fine")
         checkpoint.load_run(d / "fine")  # a good run still opens
-        limit = int((memory("VmSize") + 2048) * 2**20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        refused, slowest, largest = 0, 0.0, 0.0
-        for name, reason, read in cases:
-            forget()
-            before = memory("VmRSS")
-            said, seconds = refusal(read)
-            more = memory("VmHWM") - before
-            fits = re.search(reason, said) and "\n" not in said and len(said) < 900 and "another error" not in said
-            if fits and seconds < SECONDS and more < MEGABYTES and not any(Path(p).exists() for p in ("MARK", "/x")):
-                refused += 1
-            else:
-                print(f"NOT REFUSED AS IT SHOULD BE: {name} ({seconds:.1f} s, {more:.0f} MB): {said[:400]}")
-            slowest, largest = max(slowest, seconds), max(largest, more)
-        print(
-            f"hostile files: refused or skipped by name {refused} of {len(cases)}, each for its own reason, nothing executed;"
-        )
-        print(f"at most {slowest:.1f} s of processor time and {largest:.0f} MB for one")
-        return refused != len(cases)
+        harmed = lambda: any(Path(p).exists() for p in ("MARK", "/x"))  # noqa: E731
+        return count("hostile files: refused or skipped by name", cases, harmed)
 
 
 if __name__ == "__main__":

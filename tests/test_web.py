@@ -391,7 +391,7 @@ def test_a_prompt_nine_pictures_one_picked_saved_and_edited(tab, tmp_path):
     said(tab, "the best first by CLIP")
     scores = [float(text) for text in re.findall(r"CLIP (-?\d\.\d{3}) · seed \d", tab.locator("#grid").inner_text())]
     assert len(scores) == 9 and scores == sorted(scores, reverse=True)
-    assert tab.evaluate("[...document.querySelectorAll('#grid img')].every(i => i.complete && i.naturalWidth == 32)")
+    tab.wait_for_function("[...document.querySelectorAll('#grid img')].every(i => i.complete && i.naturalWidth == 32)")
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # nothing sticks out at the side
 
     tab.get_by_role("button", name="Thumbnail 2 of 9").focus()
