@@ -155,7 +155,7 @@ def processes(folder: Path):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"pictures/{k:04d}.png")
         (folder / f"pictures/{k:04d}.txt").write_text(captions[k])
     weights, python = str(ROOT / "lessons/weights"), [sys.executable, "-m", "minidalle"]
-    size = ["--preset", "tiny", "--data.height=32", "--data.width=32", "--device", "cpu"]
+    size = ["--preset", "tiny", "--data.height=32", "--data.width=32", "--dvae.codebook_size=64", "--device", "cpu"]
     run([*python, "shards", f"{folder}/pictures", f"{folder}/tars", "--per-shard", "20"])
     run([*python, "encode", *size, "--shards", f"{folder}/tars/*.tar", "--dvae", weights, f"{folder}/codes"])
     stage = {"muon_lr": 0, "batch_size": 8, "updates": 20, "lr_updates": 20, "warmup": 4}

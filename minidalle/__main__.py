@@ -24,6 +24,36 @@ from minidalle.config import nearest
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m minidalle", description="Draw with a trained model.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    with_a_run(verbs)
+    at_scale(verbs)
+    args, unknown = parser.parse_known_args(argv)
+    settings = {}
+    if args.verb in WITH_SETTINGS:
+        args, settings = parse_with_settings(parser, argv)
+    elif unknown:
+        known = re.findall("--[a-z-]+", verbs.choices[args.verb].format_help())
+        hint = nearest(unknown[0].partition("=")[0], known)
+        parser.error(
+            f"unknown argument {unknown[0]!r}{hint}: python -m minidalle {args.verb} --help lists what there is"
+        )
+    given = [p for value in vars(args).values() for p in (value if isinstance(value, list) else [value])]
+    if any(isinstance(p, Path) and "\0" in str(p) for p in given):
+        parser.error("a path holds a NUL byte, which no file's name can: check how it was made")
+    if args.verb in ("generate", "edit", "rank", "serve") and not args.run and not (args.verb == "rank" and args.clip):
+        parser.error(f"{args.verb} needs --run, the folder that train_tiny.py wrote")
+    if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
+        parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
+
+    def verb():
+        module, _, name = VERBS[args.verb].partition(":")
+        function = getattr(importlib.import_module(f"minidalle.{module}"), name)
+        return function(args, settings) if args.verb in WITH_SETTINGS else function(args)
+
+    run_command(verb)
+
+
+def with_a_run(verbs):
+    """The verbs that draw with a run, or look at what it has made."""
     every = argparse.ArgumentParser(add_help=False)
     every.add_argument("--run", type=Path, help="the folder that train_tiny.py wrote")
     every.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -100,31 +130,6 @@ def main(argv: list[str] | None = None):
         description="Writes RUN/model_card.md from what the run has recorded. What its author has filled in stays.",
     )
     describing.add_argument("--run", type=Path, required=True, help="the folder that train_tiny.py or train wrote")
-    at_scale(verbs)
-    args, unknown = parser.parse_known_args(argv)
-    settings = {}
-    if args.verb in WITH_SETTINGS:
-        args, settings = parse_with_settings(parser, argv)
-    elif unknown:
-        known = re.findall("--[a-z-]+", verbs.choices[args.verb].format_help())
-        hint = nearest(unknown[0].partition("=")[0], known)
-        parser.error(
-            f"unknown argument {unknown[0]!r}{hint}: python -m minidalle {args.verb} --help lists what there is"
-        )
-    given = [p for value in vars(args).values() for p in (value if isinstance(value, list) else [value])]
-    if any(isinstance(p, Path) and "\0" in str(p) for p in given):
-        parser.error("a path holds a NUL byte, which no file's name can: check how it was made")
-    if args.verb in ("generate", "edit", "rank", "serve") and not args.run and not (args.verb == "rank" and args.clip):
-        parser.error(f"{args.verb} needs --run, the folder that train_tiny.py wrote")
-    if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
-        parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
-
-    def verb():
-        module, _, name = VERBS[args.verb].partition(":")
-        function = getattr(importlib.import_module(f"minidalle.{module}"), name)
-        return function(args, settings) if args.verb in WITH_SETTINGS else function(args)
-
-    run_command(verb)
 
 
 def at_scale(verbs):
@@ -134,7 +139,8 @@ def at_scale(verbs):
     planning.add_argument("--gpus", type=positive(int), default=64, help="how many (default 64)")
     planning.add_argument(
         "--gpu", default="h100-80gb",
-        help="a100-80gb, h100-80gb (default), h200-141gb, rtx-4090, or custom:FLOPS,BYTES,BANDWIDTH",
+        help="a100-80gb, h100-80gb (default), h200-141gb, rtx-4090, or custom:FLOPS,BYTES,BANDWIDTH: operations a second, "
+        "bytes of memory, bytes a second between GPUs, as in custom:312e12,80e9,300e9",
     )  # fmt: skip
     planning.add_argument("--utilisation", type=positive(float), default=0.4, help="share of its rate (default 0.4)")
 

@@ -78,7 +78,7 @@ class BPE:
         if len(bpe) < vocab_size:
             warnings.warn(
                 f"BPE learned {len(bpe) - 256} of the {vocab_size - 256} merges wanted, as no pair is left: "
-                f"train on more text, or ask for a vocab_size of {len(bpe)}",
+                f"train on more text, or ask for a vocab_size of {len(bpe)} (in a run, --data.vocab_size)",
                 stacklevel=2,
             )
         return bpe

@@ -127,6 +127,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     with replacing(path) as aside:
         try:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, aside, metadata)
+            aside.chmod(0o644)  # the library lets nobody else read it
         except SafetensorError as error:
             raise OSError(f"{path} could not be written: {error}") from None
 
@@ -239,7 +240,7 @@ def load_clip(run: Path) -> tuple[BPE, CLIP]:
     if not (run / "clip.safetensors").exists():
         raise ValueError(
             f"{run / 'clip.safetensors'} does not exist: CLIP is trained last, and a race (--until) leaves it out; "
-            "train_tiny.py --resume trains it"
+            "train_tiny.py --resume trains it; for a run of `train` give --clip released:FILE"
         )
     clip, metadata = load_model(run / "clip.safetensors", CLIP, CLIPConfig)
     check_hash(run / "clip.safetensors", metadata, "tokenizer", bpe.hash, "bpe.json")

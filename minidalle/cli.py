@@ -9,6 +9,8 @@ import threading
 import warnings
 from collections.abc import Callable
 
+from tqdm import tqdm
+
 
 def parse_with_settings(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     """(the parsed arguments, settings such as {"transformer.n_layer": "4"}); exits with code 2 on anything else."""
@@ -46,7 +48,7 @@ def run_command(command: Callable[[], None], after_failure: str = ""):
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # for a file's name, which need not be valid text
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)  # above a bar
     if os.environ.get("MINIDALLE_TRACEBACK"):
         return command()
     try:

@@ -81,7 +81,17 @@ def sharded(folder: Path, more: list[str]):
     """The verb `train`, on the shards beside its folder."""
     settings = [f"--{key}={value}" for key, value in SHARDED.items()]
     d = folder.parent
-    files = ["--preset", "tiny", "--shards", f"{d}/codes/*.tar", "--dvae", str(d / "dvae"), "--device", "cpu"]
+    files = [
+        "--preset",
+        "tiny",
+        "--dvae.codebook_size=20",
+        "--shards",
+        f"{d}/codes/*.tar",
+        "--dvae",
+        str(d / "dvae"),
+        "--device",
+        "cpu",
+    ]
     minidalle_main(["train", *files, "--out", str(folder), *settings, *more])
 
 

@@ -62,7 +62,7 @@ def command(world, out, n_processes, *more, shards="codes"):
     return [
         *start, "-m", "minidalle", "train", "--preset", "tiny", "--shards", f"{world}/{shards}/*.tar", "--dvae", f"{world}/dvae",
         "--out", str(out), "--device", "cpu", "--train.log_every=1", "--train.save_every=7", "--transformer.text_len=48",
-        "--data.height=24", "--data.width=24", "--data.vocab_size=280", "--transformer.n_layer=2", "--transformer.n_head=2",
+        "--dvae.codebook_size=20", "--data.height=24", "--data.width=24", "--data.vocab_size=280", "--transformer.n_layer=2", "--transformer.n_head=2",
         "--transformer.n_embd=32", *(f"--train.transformer.{key}={value}" for key, value in stage.items()), *more,
     ]  # fmt: skip
 

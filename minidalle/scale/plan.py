@@ -28,6 +28,7 @@ class GPU(NamedTuple):
     operations: float  # a second, in bfloat16 without sparsity
     bytes: float  # of memory
     bandwidth: float  # bytes a second to its neighbours, in one direction
+    network: float = 50e9  # the same beyond a machine of 8: one port of 400 Gbit/s for each GPU
 
 
 GPUS = {  # NVLink or PCIe in one direction, half of the sum that is advertised
@@ -37,7 +38,6 @@ GPUS = {  # NVLink or PCIe in one direction, half of the sum that is advertised
     "rtx-4090": GPU(165e12, 24e9, 32e9),
 }
 NODE = 8  # GPUs that are joined so closely; more of them talk through a network
-NETWORK = 50e9  # bytes a second for each GPU: one port of 400 Gbit/s
 FREE = 0.1  # share of a GPU's memory left to CUDA, the allocator and whatever else
 
 # --- counting ------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def fitting(c: TransformerConfig, batch: int, gpus: int, gpu: GPU) -> list[Layou
 
 def bandwidth_of(gpu: GPU, gpus: int) -> float:
     """Bytes a second that each GPU can receive."""
-    return gpu.bandwidth if gpus <= NODE else min(gpu.bandwidth, NETWORK)
+    return gpu.bandwidth if gpus <= NODE else min(gpu.bandwidth, gpu.network)
 
 
 def communication(c: TransformerConfig, gpus: int, steps: int) -> float:
@@ -182,9 +182,9 @@ def gpu_named(name: str) -> GPU:
     if kind != "custom" or len(values) != 3 or not all(0 < value < float("inf") for value in values):
         raise ValueError(
             f"unknown GPU {name!r}{nearest(name, GPUS)}: there are {', '.join(GPUS)}, and custom:FLOPS,BYTES,BANDWIDTH "
-            "such as custom:312e12,80e9,300e9, a second each but for the bytes of memory"
+            "such as custom:312e12,80e9,300e9: operations a second, bytes of memory, bytes a second between GPUs"
         )
-    return GPU(*values)
+    return GPU(*values, network=values[2])
 
 
 def plan(preset: Preset, gpus: int, gpu_name: str, utilisation: float) -> list[str]:
@@ -233,6 +233,10 @@ def table(rows: dict[str, float], number: str = ",.0f", scale: float = 1) -> lis
     return [f"  {name:44} {value / scale:>22{number}}" for name, value in rows.items()]
 
 
+def plural(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'s' if n != 1 else ''}"
+
+
 def describe_model(name: str, c: TransformerConfig) -> list[str]:
     parts, forward = parameters(c), operations(c)
     T, masks = c.text_len + c.n_image, Counter(layer_masks(c))
@@ -255,6 +259,7 @@ def describe_model(name: str, c: TransformerConfig) -> list[str]:
 def describe_memory(c: TransformerConfig, way: Layout, gpu: GPU, name: str, dvae_bytes: int) -> list[str]:
     kept = {r: kept_bytes(c, r) for r in (False, True)}
     choice = "with recomputing" if way.recompute else "without recomputing"
+    P = sum(parameters(c).values())
     spread = {f"{key}; 1/{way.gpus} of it": value / way.gpus for key, value in state_bytes(c).items()}
     return [
         f"GB for each of {way.gpus} x {name}, fully sharded",
@@ -264,12 +269,14 @@ def describe_memory(c: TransformerConfig, way: Layout, gpu: GPU, name: str, dvae
             {f"kept for the backward pass, {way.streams} at a time": kept[way.recompute] * way.streams}, ",.2f", 1e9
         ),
         *table({f"all, of {gpu.bytes / 1e9:.0f}": way.bytes}, ",.2f", 1e9),
-        f"  {way.streams} streams at a time, {way.steps} times an update, {choice}; a stream keeps "
+        f"  {plural(way.streams, 'stream')} at a time, {plural(way.steps, 'step')} an update, {choice}; a stream keeps "
         f"{kept[False] / 1e9:.2f} GB, or {kept[True] / 1e9:.2f} with recomputing",
-        f"  to train so: --streams {way.streams}{'' if way.recompute else ' --no-recompute'}, from {way.gpus} shards or more; "
+        f"  to train so: --streams {way.streams}{'' if way.recompute else ' --no-recompute'}, from {plural(way.gpus, 'shard')} or more; "
         f"if they hold pictures, not codes, each GPU needs {dvae_bytes / 1e9:.2f} GB more for the dVAE, and what it computes",
-        f"  drawing, on one GPU and in float32: weights {4 * sum(parameters(c).values()) / 1e9:.2f} GB, and keys and values, "
+        f"  drawing, on one GPU and in float32: weights {4 * P / 1e9:.2f} GB, and keys and values, "
         f"2 L T C, {4 * cache_numbers(c) / 1e9:.2f} GB for each picture",
+        f"  on disk: 16 P a state, two kept and a third being written, and the average twice, 8 P: {56 * P / 1e9:.2f} GB; "
+        f"in the memory of process 0's machine, to write the average, 4 P: {4 * P / 1e9:.2f} GB",
     ]
 
 
@@ -279,10 +286,11 @@ def describe_time(c: TransformerConfig, way: Layout, gpu: GPU, stage, utilisatio
     work = training_operations(c, way.recompute) * stage.batch_size
     received = communication(c, way.gpus, way.steps)
     days = stage.updates * seconds / 86400
+    long = f"{days:,.1f} days" if days >= 1 else f"{24 * days:.2g} hours"
     return [
         f"time, at {utilisation:.0%} of {gpu.operations / 1e12:.0f}·10¹² operations a second (a guess: no GPU has run this)",
         f"  an update of {stage.batch_size} streams: {work:.3g} operations, {computing:.2f} s",
         f"  meanwhile (an update takes the longer of the two): each GPU receives 8 P (N - 1) / N a step, {received / 1e9:.1f} GB, "
         f"{receiving:.2f} s at {bandwidth_of(gpu, way.gpus) / 1e9:.0f} GB/s",
-        f"  {86400 / seconds:,.0f} updates a day; {stage.updates:,} updates take {days:,.2f} days, {days * way.gpus:,.1f} GPU days",
+        f"  {86400 / seconds:,.0f} updates a day; {stage.updates:,} updates take {long}, {24 * days * way.gpus:,.1f} GPU hours",
     ]

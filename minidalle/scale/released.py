@@ -97,6 +97,10 @@ def load_clip(weights: str | Path, vocabulary: str | Path, quick_gelu: bool = Tr
     quick_gelu: x sigmoid(1.702 x), as the release was trained; False for open re-trainings with the exact GELU. Raises
     ValueError, naming the file, where one is missing or another.
     """
+    if not Path(weights).exists():
+        raise ValueError(
+            f"{weights} does not exist: expected CLIP ViT-B/32, a safetensors file; README.md says where to get it"
+        )
     tensors, _ = load_tensors(Path(weights))
     config = CLIPConfig(quick_gelu=quick_gelu)
     with torch.device("meta"):

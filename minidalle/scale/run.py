@@ -24,7 +24,7 @@ from minidalle.checkpoint import Run, fingerprint, save_model
 from minidalle.config import Preset, TransformerConfig
 from minidalle.dvae import DVAE
 from minidalle.scale import packing, released, shards
-from minidalle.scale.plan import parameters
+from minidalle.scale.plan import parameters, plural
 from minidalle.scale.sharded import Training, processes, states, whole
 from minidalle.sequence import tokenize
 from minidalle.train import Interrupt, seed_of, split_to_fit, to_float
@@ -80,6 +80,7 @@ def train(
     from the captions. clip: released:FILE or openclip:FILE, which is to rank the run's pictures. Raises ValueError
     for shards, settings or a folder that do not fit, before the run's folder is made.
     """
+    check_layout(preset, dvae)
     preset = dataclasses.replace(preset, dvae=dvae.config, data=dataclasses.replace(preset.data, name="shards"))
     batch_size = preset.train.transformer.batch_size
     if preset.train.transformer.muon_lr:
@@ -90,7 +91,7 @@ def train(
         encoded = packing.are_encoded(paths, dvae, preset.data.height, preset.data.width)
         settings = {
             "preset": dataclasses.asdict(preset), "seed": seed, "dvae": fingerprint(dvae.state_dict()),
-            "shards": [path.name for path in paths],  # where they lie may change
+            "shards": [f"{path.name}, {path.stat().st_size} bytes" for path in paths],  # where they lie may change
         }  # fmt: skip
         learn = partial(learn_bpe, paths, preset.data.vocab_size)
         weights = 4 * sum(parameters(fitted(preset, preset.data.vocab_size)).values())
@@ -106,7 +107,29 @@ def train(
         dvae = dvae if encoded else dvae.to(team.device)
         for run in runs:  # of process 0 alone
             run.forget_after("transformer", training.step)
+            say(
+                f"{plural(len(paths), 'shard')} of {'codes' if encoded else 'pictures'} in {plural(stream.n_lanes, 'lane')}; "
+                f"{sum(parameters(training.config).values()):,} parameters, {team.count} x {team.device.type}; "
+                f"{'resumed after' if training.step else 'before'} update {training.step} of {training.stage.updates}"
+            )
         loop(training, shards.batches(stream, workers), tokenizer, dvae, preset, run_folder, streams, runs)
+
+
+def check_layout(preset: Preset, dvae: DVAE):
+    """Raise ValueError for a dVAE of more or fewer codes than the preset's: it would make another model, or longer streams."""
+    shape = {
+        name: (getattr(preset.dvae, name), getattr(dvae.config, name)) for name in ("codebook_size", "n_group", "patch")
+    }
+    if other := {name: (expected, have) for name, (expected, have) in shape.items() if expected != have}:
+        raise ValueError(
+            f"the preset {preset.name} is for a dVAE of {preset.dvae.codebook_size} codes, ÷{preset.dvae.downsample}, and this one has "
+            f"{dvae.config.codebook_size}, ÷{dvae.config.downsample}: give another --dvae, or say that you mean it with "
+            + " ".join(f"--dvae.{name}={have}" for name, (_, have) in other.items())
+        )
+
+
+def say(sentence: str):
+    tqdm.write(sentence)  # above a bar
 
 
 def fitted(preset: Preset, vocab_size: int) -> TransformerConfig:
@@ -148,7 +171,7 @@ def loop(
             training.positions |= part.positions
             training.seconds += time.perf_counter() - started
             for name, reason in part.skipped[: max(0, NAMED - named)]:
-                print(f"warning: skipped {name}: {reason}", file=sys.stderr, flush=True)
+                tqdm.write(f"warning: skipped {name}: {reason}", file=sys.stderr)
             named, training.skipped = named + len(part.skipped), training.skipped + len(part.skipped)
             last = training.step == stage.updates
             if training.step % preset.train.log_every == 0 or training.step == 1 or last:
@@ -161,6 +184,10 @@ def loop(
                 keep(training, run_folder, bpe, dvae)
         if not (run_folder / "transformer.safetensors").exists():  # its last state was saved, and then it was killed
             keep(training, run_folder, bpe, dvae)
+        for _ in runs:
+            say(
+                f"{stage.updates} of {stage.updates} updates are done: {run_folder} is a run that `generate` can draw with"
+            )
         if (skipped := training.watch.state["skipped"]) and team.rank == 0:
             print(f"skipped {skipped} updates, whose loss or gradient was not a finite number", file=sys.stderr)
 

@@ -33,13 +33,15 @@ def encode_shards(args: argparse.Namespace, settings: dict):
     dvae = released.dvae_from(args.dvae).to(device)
     size = preset.data.height, preset.data.width
     rules = rules_for(args.filter, args.blocklist)
-    done, skipped = packing.encode(shards.find(args.shards), args.out, dvae, *size, device, rules)
+    paths = shards.find(args.shards)
+    there = sum((args.out / path.name).exists() for path in paths)
+    done, skipped = packing.encode(paths, args.out, dvae, *size, device, rules)
     if skipped:
         named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:10])
         warnings.warn(f"skipped {len(skipped)}: {named}{', …' if len(skipped) > 10 else ''}", stacklevel=1)
     if rules:
         print(in_words({"kept": done, **Counter(reason for _, reason in skipped)}))
-    print(f"encoded {done} pictures into {args.out}")
+    print(f"encoded {done} pictures into {args.out}; {there} of {len(paths)} shards were there already")
 
 
 def train_sharded(args: argparse.Namespace, settings: dict):
