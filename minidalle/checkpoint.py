@@ -132,19 +132,26 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
             raise OSError(f"{path} could not be written: {error}") from None
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors by name, metadata). Raises ValueError with the name of a file that is missing or damaged."""
+@contextlib.contextmanager
+def opened(path: Path):
+    """A safetensors file, open. Raises ValueError with the name of one that is missing or damaged."""
     try:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")  # of the description at its head
         if length > LARGEST_JSON:
             raise SafetensorError(f"its head claims {length:,} bytes, over {LARGEST_JSON:,}")
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: was this run's training finished?") from None
     except (SafetensorError, OSError, MemoryError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): train again or restore it") from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors by name, metadata). Raises ValueError as `opened` does."""
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 # --- models --------------------------------------------------------------------------------------------------------

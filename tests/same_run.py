@@ -23,7 +23,9 @@ def main(one: str, other: str) -> int:
     first, second = contents(Path(one)), contents(Path(other))
     different = differences(first, second)
     print("\n".join(different[:20]) + "\n" * bool(different), end="")
-    print(f"{len(first['results'])} figures and {len(WEIGHTS)} files of weights: {'DIFFERENT' if different else 'the same'}")
+    print(
+        f"{len(first['results'])} figures and {len(WEIGHTS)} files of weights: {'DIFFERENT' if different else 'the same'}"
+    )
     return bool(different)
 
 

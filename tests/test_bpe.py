@@ -231,6 +231,10 @@ def test_broken_utf8_becomes_the_replacement_character():
     assert PEN.decode([]) == ""
 
 
+def test_decode_takes_what_can_be_read_only_once():
+    assert PEN.decode(iter([112, 101])) == "pe"
+
+
 @pytest.mark.parametrize("bad", [-1, len(PEN), 10**30, True, 1.0, "a", None])
 def test_decode_refuses(bad):
     with pytest.raises(ValueError, match=f"id {bad!r} is no int from 0 to {len(PEN) - 1}") as caught:

@@ -187,6 +187,7 @@ def test_rank_is_the_cosine_and_refuses_nothing():
         (lambda m: m.encode_image(torch.rand(2, 3, 8, 16)), r"expected images \(B, 3, 16, 8\), got \(2, 3, 8, 16\)"),
         (lambda m: m.encode_text(torch.zeros(2, 9, dtype=torch.int64)), r"expected text \(B, 8\)"),
         (lambda m: m.encode_text(torch.full((1, 8), 3)), "end in -1"),
+        (lambda m: m.encode_text(torch.tensor([[3] * 6 + [-1, 3]])), "end in -1"),
         (lambda m: m.encode_text(torch.tensor([[30] + [-1] * 7])), "model's own tokenizer"),
     ],
 )

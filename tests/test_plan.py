@@ -129,6 +129,8 @@ def test_a_layout_fits_or_says_what_would():
     assert plan.fitting(c, 1024, 32, gpu) and not plan.fitting(c, 1024, 16, gpu)
     with pytest.raises(ValueError, match="32 such GPUs would do"):
         plan.plan(PRESETS["dalle-12b"], 8, "rtx-4090", 0.4)
+    said = "\n".join(plan.plan(PRESETS["small"], 16, "custom:1e15,80e9,123e9", 0.4))
+    assert "at 123 GB/s" in said and " hours, " in said  # beyond one machine, too; and in less than a day
     with pytest.raises(ValueError, match="no number of custom:1e12,1e9,1e9 would do"):
         plan.plan(PRESETS["dalle-12b"], 8, "custom:1e12,1e9,1e9", 0.4)
     for way in plan.layouts(c, 1024, 64):

@@ -229,7 +229,7 @@ def small_run(clip_file, vocabulary, tmp_path_factory):
     sizes = {"transformer.text_len": 48, "transformer.n_layer": 1, "transformer.n_head": 2, "transformer.n_embd": 32,
              "data.height": 32, "data.width": 32, "data.vocab_size": 260, "train.transformer.updates": 1,
              "train.transformer.batch_size": 4, "train.transformer.muon_lr": 0}  # fmt: skip
-    train = ["train", "--preset", "tiny", "--shards", f"{folder}/tars/*.tar", "--dvae", str(ROOT / "lessons/weights"),
+    train = ["train", "--preset", "tiny", "--dvae.codebook_size=64", "--shards", f"{folder}/tars/*.tar", "--dvae", str(ROOT / "lessons/weights"),
              "--device", "cpu", *(f"--{key}={value}" for key, value in sizes.items())]  # fmt: skip
     main([*train, "--out", str(folder / "run"), "--clip", f"openclip:{clip_file[0]}"])
     return train, folder / "run"

@@ -237,11 +237,29 @@ def test_a_second_signal_within_its_grace_is_the_first_one_again():
 def test_resuming_wants_its_own_tokenizer_but_not_the_shards_where_they_were(world, alone, tmp_path):
     shutil.copytree(world / "codes", tmp_path / "moved/codes")
     shutil.copytree(alone, tmp_path / "run")
-    assert run(tmp_path / "moved", tmp_path / "run", 0, "--resume", "--dvae", f"{world}/dvae").returncode == 0
+    done = run(tmp_path / "moved", tmp_path / "run", 0, "--resume", "--dvae", f"{world}/dvae")
+    first, last = done.stdout.splitlines()
+    assert first.startswith("4 shards of codes in 4 lanes; ") and first.endswith("resumed after update 20 of 20")
+    assert last == f"20 of 20 updates are done: {tmp_path}/run is a run that `generate` can draw with"
     BPE.train(["a photo"], 257).save(tmp_path / "other.json")
     wrong = command(world, tmp_path / "run", 0, "--resume", "--bpe", str(tmp_path / "other.json"))
     done = subprocess.run(wrong, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2 and "was begun with another tokenizer" in done.stderr, done.stderr
+    shard = sorted((tmp_path / "moved/codes").glob("*.tar"))[0]
+    shard.write_bytes(shard.read_bytes() + bytes(512))  # the same name, other contents
+    other = command(tmp_path / "moved", tmp_path / "run", 0, "--resume", "--dvae", f"{world}/dvae")
+    done = subprocess.run(other, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and "holds a run with other settings (shards is" in done.stderr, done.stderr
+
+
+def test_a_state_that_is_cut_off_is_one_sentence_that_says_what_to_remove(world, alone, tmp_path):
+    shutil.copytree(alone, tmp_path / "run")
+    file = sorted((tmp_path / "run/state/000000020").glob("*.safetensors"))[0]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    broken = command(world, tmp_path / "run", 0, "--resume")
+    done = subprocess.run(broken, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and "is no whole state (remove it, and --resume takes the one" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_killed_process_stops_the_job_by_name_and_no_update_is_lost_or_repeated(world, alone):
@@ -317,6 +335,7 @@ def test_memory_of_each_process_is_as_planned(tmp_path):
     "more, sentence",
     [
         (["--train.transformer.muon_lr=0.02"], "Muon needs whole matrices"),
+        (["--dvae.codebook_size=64"], "is for a dVAE of 64 codes, ÷4, and this one has 20, ÷4"),
         (["--resume"], "holds a run with other settings"),
         ([], "is not empty: add --resume"),
     ],
@@ -324,7 +343,7 @@ def test_memory_of_each_process_is_as_planned(tmp_path):
 def test_bad_input_is_one_sentence(world, alone, more, sentence):
     if "--resume" in more:
         more = [*more, "--transformer.n_layer=3"]
-    out = world / "muon" if "muon" in str(more) else alone
+    out = world / "other" if "64" in str(more) or "muon" in str(more) else alone
     done = subprocess.run(command(world, out, 0, *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert out == alone or not out.exists()  # so that the corrected command finds nothing in its way

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from minidalle.checkpoint import flush, flush_folder, read_json, remove, write_json
+from minidalle.checkpoint import flush, flush_folder, opened, read_json, remove, write_json
 from minidalle.config import Preset
 from minidalle.sequence import PAD
 from minidalle.train import average_weights, learning_rate, pick_device, seed_of
@@ -258,11 +258,19 @@ class Training:
 
     def restore(self, path: Path):
         """Take everything from a folder that `save` wrote, with any number of processes."""
+        broken = f"{path} is no whole state (remove it, and --resume takes the one before it)"
+
+        def check():  # or torch would report one that is cut off with a traceback of its own
+            for file in sorted(path.glob("*.safetensors")):
+                try:
+                    with opened(file):
+                        pass
+                except ValueError as error:
+                    raise ValueError(f"{broken}: {error}") from None
+
+        self.team.by_the_first(check)
         tensors = self.tensors()
-        with (
-            warnings.catch_warnings(),
-            failures(f"{path} is no whole state (remove it, and --resume takes the one before it)", ValueError),
-        ):
+        with warnings.catch_warnings(), failures(broken, ValueError):
             warnings.simplefilter("ignore")
             reader = dcp.HuggingFaceStorageReader(str(path))
             dcp.load(tensors, storage_reader=reader, process_group=self.team.group)

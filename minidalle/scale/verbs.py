@@ -7,7 +7,7 @@ from collections import Counter
 from minidalle.config import load_preset
 from minidalle.data.filter import in_words, rules_for
 from minidalle.scale import packing, released, run, shards
-from minidalle.scale.plan import plan
+from minidalle.scale.plan import plan, plural
 from minidalle.train import pick_device
 
 
@@ -24,7 +24,8 @@ def write_shards(args: argparse.Namespace):
         warnings.warn(f"skipped {skipped}", stacklevel=1)
     if args.filter:
         print(in_words(counts))
-    print(f"{counts['kept']} pictures in {len(list(args.out.glob('*.tar')))} shards in {args.out}")
+    written = plural(len(list(args.out.glob("*.tar"))), "shard")
+    print(f"{plural(counts['kept'], 'picture')} in {written} in {args.out}")
 
 
 def encode_shards(args: argparse.Namespace, settings: dict):
@@ -41,7 +42,7 @@ def encode_shards(args: argparse.Namespace, settings: dict):
         warnings.warn(f"skipped {len(skipped)}: {named}{', …' if len(skipped) > 10 else ''}", stacklevel=1)
     if rules:
         print(in_words({"kept": done, **Counter(reason for _, reason in skipped)}))
-    print(f"encoded {done} pictures into {args.out}; {there} of {len(paths)} shards were there already")
+    print(f"encoded {plural(done, 'picture')} into {args.out}; {there} of {len(paths)} shards were there already")
 
 
 def train_sharded(args: argparse.Namespace, settings: dict):
