@@ -291,9 +291,13 @@ def test_a_drawing_stops_when_its_reader_has_gone_and_the_next_is_drawn(run, pag
 
 def test_requests_that_no_browser_sends_are_refused_and_do_not_end_it(run, page):
     with serving(page) as url, httpx.Client(trust_env=False, timeout=60) as client:
-        assert "has 10,000,000 characters" in sentence_of(join(url, "x" * 10_000_000))
-        large = client.post(f"{url}/gradio_api/call/draw", content=b" " * (21 << 20))
-        assert large.status_code == 413 and large.text == "more than 20 MB: send less"
+        assert "has 200,000 characters" in sentence_of(join(url, "x" * 200_000))
+        large = client.post(f"{url}/gradio_api/call/draw", json={"data": ["x" * 10_000_000, *KNOBS]})
+        assert large.status_code == 413 and large.text == "more than 256 KB: send less"
+        large = client.post(f"{url}/gradio_api/upload", files={"files": ("a.png", b" " * (21 << 20))})
+        assert large.status_code == 413 and large.text == "more than 20,480 KB: send less"
+        endless = client.post(f"{url}/gradio_api/call/draw", content=iter([b"x"] * 9))  # in chunks, without its length
+        assert endless.status_code == 411 and "content-length" in endless.text
         for content in (
             b"{",
             b"[]",

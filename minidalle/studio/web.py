@@ -25,7 +25,10 @@ except ImportError as missing:
 
 from minidalle.studio.page import Page, example, say
 
-LARGEST = 20 * 1024**2  # bytes of a request or an uploaded picture
+LARGEST = 20 * 1024**2  # bytes of an uploaded picture
+ASKED = 2**18  # bytes of any other request; Gradio keeps what each visitor has typed
+LONGEST_TYPED = 20_000  # characters that the browser takes, so that they fit; page.py says what it thinks of so many
+SESSIONS = 200  # so many visitors are remembered, of whom each takes some memory; beyond them the one longest silent is forgotten
 # What a browser may load: what comes from here. Gradio writes styles and scripts into the page and fills templates by eval.
 OURS = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; object-src 'none'"
 CSS = """
@@ -66,14 +69,16 @@ def layout(page: Page, name: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=4, min_width=300), gr.Tabs(elem_id="tabs") as tabs:
                 with gr.Tab("Draw", id="draw"):
-                    prompt = gr.Textbox(label="What to draw", placeholder=hint, max_lines=6)
+                    prompt = gr.Textbox(label="What to draw", placeholder=hint, max_lines=6, max_length=LONGEST_TYPED)
                     go = gr.Button("Draw nine", variant="primary")
                     drawing = [prompt, *knobs(run, editing=False)]
                 with gr.Tab("Edit", id="edit"):
                     file = gr.File(label="A picture of your own (PNG, JPEG, WebP)", file_types=["image"], height=150)
                     rows = gr.Slider(1, last, run.usual_rows(), step=1, label="Rows of codes to keep, from the top")
                     kept = gr.HTML(page.preview(None, 1), elem_id="kept", js_on_load=None)
-                    caption = gr.Textbox(label="What the whole picture shows", placeholder=hint, max_lines=6)
+                    caption = gr.Textbox(
+                        label="What the whole picture shows", placeholder=hint, max_lines=6, max_length=LONGEST_TYPED
+                    )
                     redo = gr.Button("Draw the rest nine times", variant="primary")
                     editing = [source, rows, caption, *knobs(run, editing=True)]
             with gr.Column(scale=5, min_width=300):
@@ -101,6 +106,7 @@ def layout(page: Page, name: str) -> gr.Blocks:
         gr.on([file.upload, file.clear], lambda path: path, file, source, **quiet)
         gr.on([source.change, rows.change], page.preview, [source, rows], kept, **quiet)
     blocks.max_threads = page.most + 40  # all that wait, and the clicks beside them
+    blocks.state_session_capacity = SESSIONS
     return blocks.queue(api_open=False)
 
 
@@ -113,9 +119,14 @@ def guarded(app):
                 message["headers"] = [*message.get("headers", ()), (b"content-security-policy", OURS.encode())]
             await send(message)
 
-        too_large = scope["type"] == "http" and int(dict(scope["headers"]).get(b"content-length", 0)) > LARGEST
-        refusal = fastapi.responses.PlainTextResponse(f"more than {LARGEST >> 20} MB: send less", 413)
-        await (refusal if too_large else app)(scope, receive, sending)
+        answers = app
+        if scope["type"] == "http":
+            headers, most = dict(scope["headers"]), LARGEST if scope["path"].endswith("/upload") else ASKED
+            if b"transfer-encoding" in headers:
+                answers = fastapi.responses.PlainTextResponse("say how long it is: send a content-length", 411)
+            elif int(headers.get(b"content-length", 0)) > most:
+                answers = fastapi.responses.PlainTextResponse(f"more than {most >> 10:,} KB: send less", 413)
+        await answers(scope, receive, sending)
 
     return answer
 
