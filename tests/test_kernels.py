@@ -16,11 +16,13 @@ import torch.nn.functional as F
 
 triton = pytest.importorskip("triton", reason="Triton is for Linux")
 
+import triton.language as tl  # noqa: E402
+
 from kernels import attention as launcher  # noqa: E402
 from kernels import tiled  # noqa: E402
 from kernels.attention import Shape, from_mask_order, fused_attention, to_mask_order  # noqa: E402
 from kernels.bench import errors, tiles_needed, tiles_read, with_gradients  # noqa: E402
-from kernels.decode import decode_attention, split_count  # noqa: E402
+from kernels.decode import decode_attention, key_count, split_count  # noqa: E402
 from kernels.reference import MASKS, attention, dense_mask  # noqa: E402
 from minidalle.config import TransformerConfig  # noqa: E402
 from minidalle.sample import generate  # noqa: E402
@@ -372,6 +374,26 @@ def test_one_new_query_of_the_full_stream(kind, splits):
         row = mask[t : t + 1, : t + 1]
         expected = attention(q[:, :, t : t + 1].double(), k[:, :, : t + 1].double(), v[:, :, : t + 1].double(), row)
         torch.testing.assert_close(o.double(), expected, rtol=2e-3, atol=1e-3)
+
+
+@triton.jit
+def store_key_count(COUNTS, KIND: tl.constexpr, TEXT: tl.constexpr, GRID: tl.constexpr, HALF: tl.constexpr):
+    position = tl.program_id(0)
+    tl.store(COUNTS + position, key_count(position, KIND, TEXT, GRID, HALF))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("geometry", [(16, 8, 8, 3), (5, 4, 6, 11)])
+def test_a_step_looks_at_no_more_keys_than_its_mask_has(kind, geometry):
+    """Or, of conv, than its kernel has places."""
+    text_len, grid, rows, kernel_size = geometry
+    seen = dense_mask(kind, text_len, grid, rows, kernel_size).sum(1)
+    counts, half = torch.zeros(len(seen), dtype=torch.int32, device=DEVICE), kernel_size // 2
+    store_key_count[(len(seen),)](counts, kind, text_len, grid, half)
+    if kind == "conv" and grid > 2 * half:
+        assert (seen <= counts.cpu()).all() and counts.max() == text_len + (half + 1) * (2 * half + 1)
+    else:
+        assert counts.tolist() == seen.tolist()
 
 
 @pytest.mark.parametrize(
