@@ -175,7 +175,11 @@ def test_bfloat16_blocks_give_nearly_the_same_loss_and_gradients():
             with torch.device("meta"):
                 model = DALLE(config)
             model = sharded.initialise(sharded.shard(model, True, half), team.device, 0, torch.randn(88, 64), 0.0)
+            read = []
+            for layer in (model.blocks[0].attn.qkv, model.blocks[0].mlp[0], model.blocks[0].ln_2):
+                layer.register_forward_pre_hook(partial(lambda seen, _, inputs: seen.append(inputs[0].dtype), read))
             loss = model.loss(text, codes)
+            assert read[:3] == ([torch.bfloat16, torch.float32, torch.bfloat16] if half else [torch.float32] * 3)
             loss.total.backward()
             gradients = sharded.whole({name: p.grad for name, p in model.named_parameters()})
             results.append((loss.total.item(), gradients))

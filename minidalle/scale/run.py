@@ -98,9 +98,8 @@ def train(
         team.by_the_first(lambda: check_space(run_folder, [weights]))
         team.by_the_first(lambda: runs.append(prepare(run_folder, settings, resume, bpe, learn, dvae, clip)))
         tokenizer = BPE.load(run_folder / "bpe.json")
-        training = Training(preset, fitted(preset, len(tokenizer)), team, seed, recompute, dvae.codebook)
-        if saved := team.by_the_first(lambda: states(run_folder / "state")):
-            training.restore(saved[-1])
+        saved = team.by_the_first(lambda: [None, *states(run_folder / "state")][-1])
+        training = Training(preset, fitted(preset, len(tokenizer)), team, seed, recompute, dvae.codebook, saved)
         read = partial(read_codes, training.config) if encoded else partial(read_image, preset)
         stream = shards.Stream(paths, batch_size, read, seed, team.rank, team.count, training.positions)
         training.positions = {lane: at for lane, at in training.positions.items() if lane in stream.lanes}

@@ -158,8 +158,12 @@ def whole(tensors: dict[str, torch.Tensor], device="cpu") -> dict[str, torch.Ten
 class Training:
     """Model, average and optimizer in shards, and where the data stand: all that a checkpoint holds."""
 
-    def __init__(self, preset: Preset, config, team: Processes, seed: int, recompute: bool, codebook: torch.Tensor):
-        """codebook (K, n_init): of the dVAE, from which image tokens may start (see `initialise`)."""
+    def __init__(
+        self, preset: Preset, config, team: Processes, seed: int, recompute: bool, codebook: torch.Tensor,
+        saved: Path | None = None,
+    ):  # fmt: skip
+        """codebook (K, n_init): of the dVAE, from which image tokens may start (see `initialise`). saved: a folder that `save`
+        wrote, with any number of processes, to go on from; raises ValueError where it is not whole."""
         stage, device = preset.train.transformer, team.device
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
             raise ValueError("this GPU has no bfloat16: sharded training needs an A100, an RTX 30 or newer")
@@ -167,7 +171,10 @@ class Training:
         with torch.device("meta"):
             model = DALLE(config)
         self.model = shard(model, recompute, half=device.type == "cuda")
-        initialise(self.model, device, seed, codebook, stage.codebook_std)
+        if saved:
+            self.model.to_empty(device=device)
+        else:
+            initialise(self.model, device, seed, codebook, stage.codebook_std)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), stage.lr, stage.betas, stage.eps, weight_decay=stage.weight_decay, fused=True
@@ -175,6 +182,8 @@ class Training:
         self.step, self.seconds, self.positions = 0, 0.0, {}
         self.watch = Watch("transformer", stage)
         self.skipped = 0  # samples that this process passed over; process 0 counts those before a resume too
+        if saved:
+            self.restore(saved)
 
     def update(self, text: torch.Tensor, codes: torch.Tensor, streams: int) -> dict[str, float]:
         """One update from this process's share of the batch, text (b, text_len) and codes (b, rows * grid), `streams` at a
@@ -257,7 +266,7 @@ class Training:
         self.team.by_the_first(finish)
 
     def restore(self, path: Path):
-        """Take everything from a folder that `save` wrote, with any number of processes."""
+        """Take everything from a folder that `save` wrote."""
         broken = f"{path} is no whole state (remove it, and --resume takes the one before it)"
 
         def check():  # or torch would report one that is cut off with a traceback of its own
