@@ -7,6 +7,7 @@ imports took. Refused means: in one sentence for that reason, in less than 2 s o
 
 import io
 import json
+import lzma
 import shutil
 import sys
 import tarfile
@@ -206,6 +207,7 @@ def tars(d: Path) -> Cases:
         "a member named ../../x": (shard(d / "up.tar", *up), "leads out of the shard"),
         "a name of 5 GB": (sparse(d / "long.tar", 6 * 10**9, named.tobuf(tarfile.GNU_FORMAT)), "a name of 5,000,000,000 bytes"),
         "a member of 10^15 bytes": (write(d / "claims.tar", claims.tobuf(tarfile.GNU_FORMAT)), "than the file can hold"),
+        "what xz packed 7,000 times": (write(d / "xz.tar", lzma.compress(bytes(2**26))), "no tar file"),
         "no tar at all": (write(d / "none.tar", b"\x1f\x8b" + b"x" * 999), "no tar file"),
         "JSON nested 100,000 deep": (shard(d / "deep.tar", (tarfile.TarInfo("a.json"), DEEP.encode())), "its JSON holds no caption"),
         "a picture bomb": (shard(d / "bomb.tar", (tarfile.TarInfo("a.png"), png(40_000)), (tarfile.TarInfo("a.txt"), b"a fox")), "megapixels"),

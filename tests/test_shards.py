@@ -1,5 +1,6 @@
 """Tar shards: the same batches whatever the number of processes and workers, a place to go on from, and what is skipped."""
 
+import gzip
 import io
 import json
 import random
@@ -143,6 +144,20 @@ def test_the_rest_of_a_shard_that_was_cut_is_lost_and_said(folder):
     (folder / "00004.tar").write_bytes(b"no tar file at all")
     assert len(take(shards.batches(stream(folder)), 30)) == 30  # also where a lane has one shard in each epoch
     assert take(shards.batches(stream(folder, batch_size=1)), 30)
+
+
+def test_a_shard_that_gzip_packed_is_read_as_it_was(folder):
+    plain, packed, skipped = folder / "00000.tar", folder / "packed.tar.gz", []
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    samples = [
+        [
+            {key: value for key, value in sample.items() if key != "__url__"}
+            for sample in shards.raw_samples(path, skipped)
+        ]
+        for path in (plain, packed)
+    ]
+    assert samples[0] and samples[0] == samples[1]
+    assert not skipped
 
 
 def test_nothing_usable_stops_with_a_reason(tmp_path):

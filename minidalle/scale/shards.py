@@ -106,9 +106,12 @@ class Entry(tarfile.TarInfo):
 
 def members(path: Path, skipped: list) -> Iterator[dict]:
     """The files of one shard, as webdataset hands them on; the rest of one that is cut off is lost. The library's own reading
-    would take memory for a file of any size, and a name such as "pipe:…" for a command."""
+    would take memory for a file of any size, and a name such as "pipe:…" for a command; and unpacking xz or bz2, for
+    what a file of a few bytes claims, so that of packed shards only those of gzip are read."""
     try:
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=Entry) as tar:
+        with path.open("rb") as stream:
+            kind = "r|gz" if stream.read(2) == b"\x1f\x8b" else "r|"
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode=kind, tarinfo=Entry) as tar:
             for info in tar:
                 if info.size > UNPACKED * path.stat().st_size:
                     skipped.append((f"{path}:{info.name}", f"{info.size:,} bytes, more than the file can hold"))
