@@ -202,6 +202,7 @@ def test_drawn_pictures_verify_and_can_be_watched(tmp_path, verb, capsys):
     assert stop.value.code == 0 and "is intact" in capsys.readouterr().out
     picture = Image.open(out / f"{slug}5.png")
     assert picture.size == (96, 96 + 12) and words_of(out / f"{slug}5.png")["verb"] == verb
+    assert words_of(out / f"{slug}5.png").get("kept_rows", 0) == (3 if verb == "edit" else 0)
     film = Image.open(out / f"{slug}5.gif")
     first = np.asarray(film.convert("RGB"))[:96]  # above the mark
     assert film.n_frames == (64 if verb == "generate" else 64 - 24) + 1 or film.n_frames > 10  # equal frames are joined

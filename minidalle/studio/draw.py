@@ -184,18 +184,20 @@ def slug(caption: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60]
 
 
-def save(path: Path, run: LoadedRun, image, caption, seed, options, verb, mark=True, upscale=1, key=None):
-    """One drawing (3, height, width), with all that it takes to draw it again; but for `edit`, the picture that was given."""
-    facts = {"prompt": caption, "seed": seed, "options": options, "verb": verb, "model": run.model_hash}
+def save(path: Path, run: LoadedRun, image, caption, seed, options, kept=0, mark=True, upscale=1, key=None):
+    """One drawing (3, height, width), with all that it takes to draw it again; but the picture of which an edit has `kept`
+    the codes of so many rows."""
+    facts = {"prompt": caption, "seed": seed, "options": options, "verb": "edit" if kept else "generate"}
+    facts |= {"model": run.model_hash} | ({"kept_rows": kept} if kept else {})
     provenance.save(path, image, facts, mark, upscale, key)
 
 
 def save_one(path: Path, run: LoadedRun, image, codes, caption, seed, options, prefix, args: argparse.Namespace):
     """One drawing (3, height, width) with codes (rows, grid), and with --gif how it was drawn."""
-    mark = not args.no_mark
-    save(path, run, image, caption, seed, options, args.verb, mark, args.upscale, args.key)
+    mark, kept = not args.no_mark, 0 if prefix is None else len(prefix)
+    save(path, run, image, caption, seed, options, kept, mark, args.upscale, args.key)
     if args.gif:
-        frames = frames_of(run, codes, given=0 if prefix is None else len(prefix))
+        frames = frames_of(run, codes, given=kept)
         provenance.save_gif(path.with_suffix(".gif"), frames, mark, args.upscale)
 
 

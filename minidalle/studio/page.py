@@ -85,7 +85,8 @@ class Page:
     """What answers the page: one run, and the line of drawings that wait for it.
 
     `shown`, which the browser's session keeps, is what the grid shows: {"codes": (n, rows, grid), "seeds", "scores",
-    "caption", "options", "verb"}; None while it is being drawn. `source` is what is edited: codes (rows, grid) or a file.
+    "caption", "options", "kept": rows that an edit kept, else 0}; None while it is being drawn. `source` is what is edited:
+    codes (rows, grid) or a file.
     """
 
     def __init__(self, run: LoadedRun, score, most: int):
@@ -110,7 +111,7 @@ class Page:
             while self.line[0] is not ticket:
                 yield stay[0], say(f"waiting: {self.line.index(ticket)} before yours"), *stay[1:]
                 await asyncio.sleep(0.3)
-            shown = {"caption": caption, "options": options, "verb": verb}
+            shown = {"caption": caption, "options": options, "kept": 0 if prefix is None else len(prefix)}
             async with aclosing(self.filling(shown, warning, seeds, prefix)) as steps:
                 async for step in steps:
                     yield step
@@ -172,9 +173,8 @@ class Page:
         """Pictures with captions, for the gallery."""
         pictures = to_array(self.run.paint(codes) if drawn is None else self.run.paint_partly(codes, drawn))
         images = [Image.fromarray(picture) for picture in pictures]
-        for (
-            image
-        ) in images:  # Gradio names a file by its bytes, and would write an equal one anew while a browser reads it
+        for image in images:
+            # Gradio names a file by its bytes, and would write an equal one anew while a browser reads it.
             image.info["once"] = uuid4().hex
         return [(image, "" if shown is None else label(shown, k)) for k, image in enumerate(images)]
 
@@ -195,7 +195,7 @@ class Page:
         """The file, with its mark and metadata, large enough to look at."""
         with tempfile.TemporaryDirectory() as folder:
             path, upscale = Path(folder, "picture.png"), max(1, 256 // max(picture.shape[1:]))
-            facts = shown["caption"], shown["seeds"][k], shown["options"], shown["verb"]
+            facts = shown["caption"], shown["seeds"][k], shown["options"], shown["kept"]
             save(path, self.run, picture, *facts, upscale=upscale)
             return path.read_bytes()
 
