@@ -75,7 +75,8 @@ def train_tiny(args: argparse.Namespace, settings: dict):
     train = splits["train"]
     if filtered:
         say(in_words(filtered))
-    say(f"{len(train.captions)} pictures of {args.data}, for example {train.captions[0]!r}; device {device}")
+    kind = "crops of pictures" if preset.data.name == "folder" else "pictures"
+    say(f"{len(train.captions)} {kind} of {args.data}, for example {train.captions[0]!r}; device {device}")
 
     # 2. Text becomes tokens: a byte-pair vocabulary learned from the captions.
     bpe = BPE.train(train.captions, preset.data.vocab_size)

@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None):
     if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
 
+    if args.verb in ("generate", "edit") and args.clip and not args.rerank:
+        parser.error("--clip ranks drawings: say how many to draw with --rerank, or leave it out")
+
     def verb():
         module, _, name = VERBS[args.verb].partition(":")
         function = getattr(importlib.import_module(f"minidalle.{module}"), name)
@@ -120,9 +123,9 @@ def with_a_run(verbs):
     checking = verbs.add_parser(
         "verify",
         help="is a picture as minidalle wrote it?",
-        description="Prints one sentence. Exit code 0: intact, 1: altered, 2: that cannot be said.",
+        description="Prints a sentence for each. Exit code 0: intact, 1: altered, 2: that cannot be said; the highest of several.",
     )
-    checking.add_argument("image", type=Path, metavar="IMAGE")
+    checking.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     checking.add_argument("--public-key", help="64 hexadecimal digits: the key that it has to be signed with")
     describing = verbs.add_parser(
         "card",

@@ -52,6 +52,11 @@ EQUIVALENT = {
     "minidalle/clip.py: rng.random() < REORDERED → rng.random() <= REORDERED": "a draw equals it once in 2⁵³",
     "minidalle/dvae.py: return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2) → 1 as 2 in column 65": "kernels are square",
     "minidalle/dvae.py: self.to(memory_format=torch.channels_last) → pass": "the order in memory: speed, and no number",
+    "minidalle/bpe.py: if not dropout and len(piece) <= 64 and len(self._cache) < 65_536: # so that the cache stays bounded → "
+    "64 as 65 in column 41": "which pieces are remembered changes the memory and no result",
+    "minidalle/attention.py: i - 2 → i + 2": "the same modulo 4",
+    "minidalle/attention.py: x.transpose(2, 3) → x.transpose(3, 2)": "the same exchange",
+    "minidalle/transformer.py: max(1, len(targets)) → max(len(targets), 1)": "the same maximum",
     "minidalle/bpe.py: stacklevel=2, → 2 as 3 in column 27": "only where the warning is said to come from",
     "minidalle/bpe.py: total = 0 → 0 as 1 in column 16": "a bound against giant files, a byte earlier",
     "minidalle/clip.py: y.transpose(1, 2) → y.transpose(2, 1)": "the same exchange",

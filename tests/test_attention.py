@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kernels.reference import MASKS, attention, dense_mask
 from minidalle import attention as dispatch
-from minidalle.attention import attend, fused, layer_masks, window_mask, windowed
+from minidalle.attention import attend, fused, layer_masks, seen_cells, window_mask, windowed
 from minidalle.config import TransformerConfig
 
 
@@ -94,6 +94,13 @@ def test_changing_a_position_changes_only_those_that_may_see_it(kind):
         k2[:, :, j], v2[:, :, j] = 9, -9
         changed = (attend(q, k2, v2, kind, config) != before).any(-1)[0, 0]
         assert torch.equal(changed, mask[:, j])
+
+
+@pytest.mark.parametrize("kind", ["column", "conv"])
+def test_the_cells_that_a_cell_sees_are_those_of_its_mask(kind):
+    places = torch.arange(5 * 6)
+    for row, seen in zip(dense_mask(kind, 0, 6, 5, 3), seen_cells(kind, 6, 5, 3), strict=True):
+        assert places[seen].tolist() == row.nonzero()[:, 0].tolist()
 
 
 def test_bad_masks_are_refused():

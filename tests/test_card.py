@@ -300,7 +300,7 @@ def test_no_run_folder(tmp_path, capsys):
 @pytest.mark.parametrize("name, content, sentence", [
     ("config.json", "{", "is not JSON"), ("config.json", "[]", "names no preset"), ("config.json", '{"preset": {}}', "not as this version"),
     ("config.json", '{"preset": {"colour": 1}, "seed": 0}', "another version"), ("results.json", "{", "is not JSON"),
-    ("results.json", "[]", "not as this version writes them"), ("results.json", '{"results": {"seen": {}}}', "not as this version"),
+    ("results.json", "[]", "results.json is not as a run writes it"), ("results.json", '{"results": {"seen": {}}}', "not as this version"),
     ("results.json", '{"results": {"seen": {"value": "high", "low": 0, "high": 1, "n": 5}}}', "not as this version"),
     ("metrics.jsonl", "{\n{}\n", "line 1 is no record"), ("metrics.jsonl", '{"stage": "gan"}\n', "is no record of an update"),
     ("dvae.safetensors", "half", "not a whole safetensors file"), ("bpe.json", "{}", ""), ("model_card.md", b"\xff\xfe", "UTF-8"),

@@ -364,6 +364,20 @@ def test_one_new_query_after_another(kind, geometry):
         assert torch.equal(o[1:], alone)
 
 
+def test_one_new_query_of_tensors_that_lie_otherwise_in_memory():
+    q, k, v, _ = inputs(16 + 64)
+    new, at = q[:, :, 40:41], torch.tensor([40], device=DEVICE)
+    expected = decode_attention(new, k, v, at, "row", 16, 8)
+    turned = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (new, k, v)]
+    turned[0] = torch.stack([new, new], -1)[..., 0]  # of one query, the other way would change nothing
+    assert all(x.stride(3) != 1 for x in turned)
+    assert torch.equal(decode_attention(*turned, at, "row", 16, 8), expected)
+
+
+def test_a_row_and_the_cell_above_it_are_shared_by_no_more_programs_than_they_need():
+    assert [split_count("row", 0, grid, 4, 1) for grid in (127, 128)] == [1, 2]
+
+
 @pytest.mark.parametrize("kind, splits", [("causal", 10), ("row", 3), ("column", 3), ("conv", 3)])
 def test_one_new_query_of_the_full_stream(kind, splits):
     assert split_count(kind, 256, 32, 32, 5) == splits

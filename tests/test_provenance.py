@@ -84,7 +84,7 @@ def test_a_signature_holds_the_metadata_and_the_pixels_together(image, tmp_path,
     provenance.save(path, image, FACTS, key=key)
     code, sentence = provenance.verify(path)
     public = words_of(path)["public_key"]
-    assert code == 0 and f"signed with the key {public[:16]}" in sentence
+    assert code == 0 and sentence.endswith(f"; signed with the key {public}")
     assert provenance.verify(path, public)[0] == 0 and provenance.verify(path, "0" * 64)[0] == 2
     forged = words_of(path) | {"prompt": "another"}
     forged["sha256"] = provenance.words_sha256(forged)  # whoever forges can compute the hash, not the signature
@@ -200,6 +200,10 @@ def test_drawn_pictures_verify_and_can_be_watched(tmp_path, verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["verify", str(out / f"{slug}5.png")])
     assert stop.value.code == 0 and "is intact" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(out / "sheet.png"), str(out / f"{slug}6.png"), str(out / f"{slug}5.gif")])
+    said = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 2 and len(said) == 3 and f"drawn by minidalle from '{caption}', seed 5" in said[0]
     picture = Image.open(out / f"{slug}5.png")
     assert picture.size == (96, 96 + 12) and words_of(out / f"{slug}5.png")["verb"] == verb
     assert words_of(out / f"{slug}5.png").get("kept_rows", 0) == (3 if verb == "edit" else 0)

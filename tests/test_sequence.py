@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_pack_and_unpack_round_trip():
     lists = [[0, 5, 2], [], [19] * 5]
     text = pack_text(lists, 6)
     assert text.dtype == torch.int64
-    assert text.tolist() == [[0, 5, 2, PAD, PAD, PAD], [PAD] * 6, [19] * 5 + [PAD]]
+    assert text.tolist() == [[0, 5, 2, -1, -1, -1], [-1] * 6, [19] * 5 + [-1]]
     assert unpack_text(text) == lists
 
 
@@ -46,6 +47,14 @@ def test_a_caption_that_only_dropout_makes_too_long_is_encoded_without_it(bpe):
     assert unpack_text(text) == [bpe.encode("a red circle")]
     longer = tokenize(bpe, ["a red circle"], 16, dropout=1.0, rng=random.Random(0))
     assert len(unpack_text(longer)[0]) == 12
+
+
+def test_a_caption_of_one_token_too_many_is_encoded_without_dropout_or_cut():
+    """One that is as long as the text leaves no place for [SEP]."""
+    bpe = SimpleNamespace(encode=lambda caption, dropout=0.0, rng=None: [5] * (4 if dropout else 3))
+    assert unpack_text(tokenize(bpe, ["a"], 4, dropout=0.5)) == [[5] * 3]
+    with pytest.warns(UserWarning, match="4 tokens was cut to the 3 .* last 1 tokens are lost"):
+        pack_text([[5] * 4], 4)
 
 
 def test_every_pad_has_its_own_position_and_zero_is_a_real_token():

@@ -1,5 +1,6 @@
 """The transformer: what is predicted where, the weighted loss by hand, no leak, sizes, and that it learns."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -230,13 +231,28 @@ def test_keys_and_values_are_kept_for_who_asks():
         torch.testing.assert_close(mine, part.unflatten(2, (2, 8)).transpose(1, 2))
 
 
+def test_a_codebook_may_have_two_codes_but_not_one():
+    for codes in (1, 2):
+        model = DALLE(dataclasses.replace(CONFIG, codebook_size=codes))
+        with contextlib.nullcontext() if codes == 2 else pytest.raises(ValueError, match="a codebook of 1 codes"):
+            model.start_from_codebook(torch.randn(codes, 8), std=0.3)
+
+
+def test_settings_are_checked_before_anything_is_built():
+    with pytest.raises(ValueError) as expected:
+        dataclasses.replace(CONFIG, kernel_size=4).check()
+    with pytest.raises(ValueError) as caught:
+        DALLE(dataclasses.replace(CONFIG, kernel_size=4))
+    assert str(caught.value) == str(expected.value)
+
+
 def test_weights_start_at_0_02_and_biases_at_0():
     """But for the projections onto the residual stream, which adds up two of them for each layer."""
     torch.manual_seed(0)
-    model = DALLE(dataclasses.replace(CONFIG, n_embd=64))
+    model = DALLE(dataclasses.replace(CONFIG, n_embd=64, n_layer=8))
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             assert not p.any(), name
         elif p.dim() == 2:
             small = name.endswith(("attn.proj.weight", "mlp.2.weight"))
-            assert p.std().item() == pytest.approx(0.02 / 6**0.5 if small else 0.02, rel=0.2), name
+            assert p.std().item() == pytest.approx(0.02 / 16**0.5 if small else 0.02, rel=0.2), name

@@ -155,8 +155,9 @@ def test_a_prompt_that_is_far_too_long_is_not_tokenised(run, monkeypatch):
 
 @pytest.mark.parametrize("knobs, sentence", [
     ((0, -1, 0, 0.7, 1), "temperature must be"), ((0, float("nan"), 0, 0.7, 1), "temperature must be"),
-    ((0, 1, 0, 2, 1), "top_p must lie in"), ((0, 1, -1, 0.7, 1), "top_k must be"), ((-5, 1, 0, 0.7, 1), "A seed must lie in"),
-    ((2**63, 1, 0, 0.7, 1), "A seed must lie in"),
+    ((0, 1, 0, 2, 1), "top_p must lie in"), ((0, 1, -1, 0.7, 1), "top_k must be"), ((-5, 1, 0, 0.7, 1), "The seed is -5: give a whole number"),
+    ((2.0**63, 1, 0, 0.7, 1), "The seed is 9.22337e+18: give"), ((1.5, 1, 0, 0.7, 1), "The seed is 1.5: give"),
+    ((None, 1, 0, 0.7, 1), "The seed is empty: give"),
 ])  # fmt: skip
 def test_settings_that_nothing_can_be_drawn_with_are_a_sentence(page, knobs, sentence):
     said = steps_of("generate", None, 0, CAPTION, *knobs, page=page)[-1][1]
@@ -352,6 +353,17 @@ def test_a_port_that_is_taken_or_none_is_one_sentence_and_exit_code_1(server, ca
         with pytest.raises(SystemExit) as stop:
             main(["serve", "--port", "0", *wrong])
         assert stop.value.code == code and "Traceback" not in capsys.readouterr().err
+
+
+def test_it_ends_without_a_word_of_the_pages_that_are_open():
+    command = [sys.executable, "-m", "minidalle", "serve", "--run", str(RUN), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        with httpx.stream("GET", f"{url}/gradio_api/heartbeat/visitor", timeout=60, trust_env=False) as page:
+            assert page.status_code == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 1
+        assert process.stderr.read() == "stopped\n"
 
 
 @pytest.fixture(scope="module")

@@ -227,7 +227,8 @@ def data(r: Records) -> str:
         names = r.config["shards"]
         text += f" There are {len(names)}: {plain(', '.join(names[:8]))}{', …' if len(names) > 8 else ''}."
         return f"## Data\n{text} Whether their captions were filtered is not recorded here."
-    text += f" The training pool holds {settings.pool:,} pictures, or views of them."
+    crops = ", each a random crop of one that is not held out" if settings.name == "folder" else ""
+    text += f" The training pool holds {settings.pool:,} pictures{crops}."
     if settings.name == "folder" and "filter" not in r.results:
         text += f" The captions filter was {'on; what it did is not recorded here' if settings.filter else 'off'}."
     if "splits" in r.results:
@@ -261,7 +262,11 @@ def training(r: Records) -> str:
         )
     if "machine" not in r.results:
         return f"## Training\n{text}\n\nMachine and versions are not recorded here."
-    on = [r.results["machine"], f"{r.results['threads']} threads", *map(" ".join, r.results["versions"].items())]
+    on = [
+        r.results["machine"],
+        f"{r.results['threads']} thread{'s' if r.results['threads'] != 1 else ''}",
+        *map(" ".join, r.results["versions"].items()),
+    ]
     return f"## Training\n{text}\n\nOn: {plain('; '.join(on))}."
 
 

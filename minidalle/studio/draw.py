@@ -6,6 +6,7 @@ captions  ->  codes (sample.py)  ->  pictures (dvae.py)  ->  the best by CLIP (c
 import argparse
 import re
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from minidalle.studio.provenance import without_mark
 from minidalle.studio.sheet import MOST, contact_sheet
 from minidalle.train import decode_all, pick_device, to_float
 
+LARGER = 4  # times as large as drawn are the pictures of a sheet, at most
 FRAMES = 128  # of an animation, at most about twice as many
 MAX_CAPTION = 4096  # bytes; the longest model reads 255 tokens
 SMALL = 2**24  # weights of a transformer that a CPU runs in float64
@@ -135,7 +137,7 @@ def draw(args: argparse.Namespace):
     prefix = run.top_rows(args.image, args.rows) if editing else None
     seeds, config = range(args.seed, args.seed + (args.rerank or args.n)), run.model.config
     tokens = len(args.captions) * len(seeds) * (config.rows - (0 if prefix is None else len(prefix))) * config.grid
-    seconds, sheet = 0.0, []
+    seconds, sheet, up = 0.0, [], min(args.upscale, LARGER)
     with tqdm(total=tokens, unit="token", desc="draw") as bar:
         for number, caption in enumerate(args.captions, start=1):
             started = time.perf_counter()
@@ -150,7 +152,7 @@ def draw(args: argparse.Namespace):
                 if score:
                     bar.write(f"{scores[k]:6.3f}  {path}")
             labels = [f"seed {seeds[k]}" + (f": {scores[k]:.3f}" if score else "") for k in best]
-            sheet.append((caption, [provenance.as_shown(images[k], not args.no_mark) for k in best[:MOST]], labels))
+            sheet.append((caption, [provenance.as_shown(images[k], not args.no_mark, up) for k in best[:MOST]], labels))
     how = ", ".join(f"{name} {value}" for name, value in options.items())
     save_sheet(out / "sheet.png", run, sheet, f"{args.run}, {how}", options, args)
     count = len(args.captions) * args.n
@@ -172,7 +174,10 @@ def check_request(args: argparse.Namespace, run: LoadedRun, out: Path):
         provenance.signature("", args.key)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, expected a folder for the pictures: choose another")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be made ({error.strerror}): choose another folder") from None
 
 
 def check_pixels(count: int, what: str, instead: str):
@@ -256,9 +261,9 @@ def rank_images(args: argparse.Namespace):
 
 def verify_picture(args: argparse.Namespace):
     """`verify`: see studio/provenance.py."""
-    code, sentence = provenance.verify(args.image, args.public_key)
-    print(sentence)
-    raise SystemExit(code)
+    said = [provenance.verify(path, args.public_key) for path in args.images]
+    print("\n".join(sentence for _, sentence in said))
+    raise SystemExit(max(code for code, _ in said))
 
 
 def read_picture(path: Path, device, *sizes: tuple[int, int]):
@@ -280,17 +285,24 @@ def read_middle(path: Path, device, side: int = 224):
 def check_caption(caption: str, bpe: BPE | None = None):
     """Raise ValueError for a caption that is empty, too long or not text; warn of words that the run (bpe) cannot know well."""
     if not caption.strip():
-        raise ValueError("a caption is empty: say what to draw, such as 'a photo of a large red circle'")
+        raise ValueError("a caption is empty: say what to draw, in words as the run was trained on")
     try:
         size = len(caption.encode())
     except UnicodeEncodeError:  # the command line had bytes that are no UTF-8
         raise ValueError(f"a caption is not text in UTF-8: {ascii(caption[:80])}") from None
+    if controls(caption):
+        raise ValueError(f"a caption holds control characters, which are no text: {ascii(caption[:80])}; type it anew")
     if size > MAX_CAPTION:
         raise ValueError(f"a caption has {size:,} bytes, over {MAX_CAPTION:,}: say it in fewer words")
     if bpe is None:
         return
     if said := strange(caption, bpe):
         warnings.warn(said, stacklevel=1)
+
+
+def controls(text: str) -> bool:
+    """Does it hold signs that are no text: control characters but for spaces and ends of lines, halves of characters?"""
+    return any(unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\t\n\r" for sign in text)
 
 
 def strange(caption: str, bpe: BPE) -> str:

@@ -12,7 +12,6 @@ import html
 import io
 import tempfile
 import threading
-import unicodedata
 from contextlib import aclosing
 from pathlib import Path
 from uuid import uuid4
@@ -22,9 +21,10 @@ import torch
 from PIL import Image
 
 from minidalle.plots import to_array
-from minidalle.studio.draw import OPTIONS, LoadedRun, save, slug, strange
+from minidalle.studio.draw import OPTIONS, LoadedRun, controls, save, slug, strange
 
 COUNT = 9  # pictures, in a square
+SEEDS = 2**48  # a browser's numbers are exact up to 2⁵³
 LONGEST = 1000  # characters of a prompt; more is not even tokenised
 EXAMPLES = {
     "shapes": "a photo of a large red circle",
@@ -41,7 +41,7 @@ def read_prompt(prompt: str, run: LoadedRun) -> tuple[str, str]:
     """(the caption on one line, a warning to append or ""). Raises ValueError, in one sentence, for what cannot be drawn."""
     if len(prompt) > LONGEST:
         raise ValueError(f"the caption has {len(prompt):,} characters, and {LONGEST:,} are taken: say it shorter")
-    if any(unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\t\n\r" for sign in prompt):
+    if controls(prompt):
         raise ValueError("the caption holds control characters, which are no text: type it anew")
     caption = " ".join(prompt.split())
     tokens, room = len(run.bpe.encode(caption)), run.model.config.text_len - 1
@@ -93,11 +93,15 @@ class Page:
         """score(caption, images) -> scores (n,), or None; most: so many drawings may wait."""
         self.run, self.score, self.most, self.line = run, score, most, []
 
-    async def nine(self, verb: str, source, rows: int, prompt: str, seed: int, *knobs):
+    async def nine(self, verb: str, source, rows: int, prompt: str, seed: float | None, *knobs):
         """Draw. Yields (grid, sentence, shown, detail, the button that sends) until the nine are there."""
         stay = [gr.skip()] * 4
         try:
             caption, warning = read_prompt(prompt or "", self.run)
+            if seed is None or not 0 <= seed < SEEDS or seed != int(seed):
+                raise ValueError(
+                    f"the seed is {'empty' if seed is None else f'{seed:g}'}: give a whole number, from 0 to {SEEDS - 1:,}"
+                )
             options = self.run.options(verb == "edit", **dict(zip(OPTIONS, knobs)))
             prefix = await asyncio.to_thread(self.kept, source, rows) if verb == "edit" else None
             if len(self.line) > self.most:
@@ -105,7 +109,7 @@ class Page:
         except ValueError as error:
             yield stay[0], say(f"{error}", wrong=True), *stay[1:]
             return
-        ticket, seeds = object(), range(int(seed or 0), int(seed or 0) + COUNT)
+        ticket, seeds = object(), range(int(seed), int(seed) + COUNT)
         self.line.append(ticket)
         try:
             while self.line[0] is not ticket:

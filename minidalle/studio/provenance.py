@@ -163,16 +163,18 @@ def verify(path: Path, public_key: str | None = None) -> tuple[int, str]:
         or words.get("generator") != "minidalle"
         or words.get("sha256") != words_sha256(words)
     ):
-        return 1, f"{path} was altered: its metadata are not as they were written"
+        return 1, f"{path} was altered: it is no RGB PNG any more, or its metadata are not as they were written"
     if words.get("pixels_sha256") != pixels_sha256(picture):
         return 1, f"{path} was altered: its pixels are not as they were written"
     who = words.get("public_key")
     if who is not None and not signed(words):
         return 1, f"{path} was altered: its signature does not fit"
     if public_key is not None and who != public_key.lower():
-        return 2, f"{path} is not signed with the key {public_key[:16]}…: {'it has another' if who else 'it has none'}"
-    what = f"drawn by minidalle from {str(words.get('prompt'))[:200]!r}, seed {words.get('seed')}"
-    by = f"signed with the key {who[:16]}…" if who else "not signed, so anyone can have written it"
+        return 2, f"{path} is not signed with the key {public_key.lower()}, but with {who or 'none'}"
+    prompt = words.get("prompt")
+    prompt = "; ".join(map(str, prompt)) if isinstance(prompt, list) else str(prompt)  # of a sheet
+    what = f"drawn by minidalle from {prompt[:200]!r}, seed {words.get('seed')}"
+    by = f"signed with the key {who}" if who else "not signed, so anyone can have written it"
     return 0, f"{path} is intact: {what}; {by}"
 
 
@@ -187,8 +189,9 @@ def read(path: Path) -> tuple[np.ndarray, object]:
             text = image.info.get("minidalle", text)  # it may stand behind the pixels
             picture = np.asarray(image.convert("RGB"))
             exact = image.mode == "RGB" and image.format == "PNG"
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: give the path of a picture") from None
+    except (FileNotFoundError, IsADirectoryError):
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {what}: give the path of a picture") from None
     except Exception as error:  # a decoder may raise nearly anything on broken bytes
         raise ValueError(f"{path} cannot be read as a picture: {str(error)[:100]}") from None
     if text is None:

@@ -61,6 +61,10 @@ def read(run: Path) -> Records:
                 )
             hashes[name] = weights[name].sha256
     results = read_json(run / "results.json") if (run / "results.json").exists() else {}
+    if not isinstance(results, dict):
+        raise ValueError(
+            f"{run / 'results.json'} is not as a run writes it: restore it, or remove it for a card without results"
+        )
     return Records(read_json(run / "config.json"), preset, bpe, weights, read_last(run / "metrics.jsonl"), results)
 
 

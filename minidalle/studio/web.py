@@ -9,6 +9,7 @@ What Gradio shows lies in a temporary folder, ten minutes at most, and ends with
 """
 
 import argparse
+import logging
 import os
 import socket
 import tempfile
@@ -50,7 +51,7 @@ def knobs(run: LoadedRun, editing: bool) -> list:
     usual, guided = run.options(editing), bool(run.preset.train.transformer.caption_dropout)
     with gr.Accordion("How to draw", open=False):
         return [
-            gr.Number(0, label="Seed: the pictures have this and the next eight", precision=0, minimum=0),
+            gr.Number(0, label="Seed: the pictures have this and the next eight"),
             gr.Slider(0, 2, usual["temperature"], step=0.05, label="Temperature (0: always the likeliest code)"),
             gr.Slider(0, run.model.config.codebook_size, usual["top_k"], step=1, label="Top-k (0: all codes)"),
             gr.Slider(0.05, 1, usual["top_p"], step=0.05, label="Top-p (1: all codes)"),
@@ -141,13 +142,24 @@ def site(page: Page, name: str):
     return guarded(app)
 
 
+class Server(uvicorn.Server):
+    """The library's, but that pages which are still open when it ends are cut off without a word."""
+
+    async def shutdown(self, sockets=None):
+        logging.getLogger("uvicorn.error").disabled = True
+        await super().shutdown(sockets)
+
+
 def serve(args: argparse.Namespace):
     """`serve`: the page, until Ctrl-C. Raises OSError for a port that is in use."""
     try:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         listener = socket.create_server((args.host, args.port), family=family)
     except (OSError, OverflowError) as error:
-        raise OSError(f"--port {args.port} of {args.host} cannot be had ({error}): choose another") from None
+        why = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"--port {args.port} of {args.host} cannot be had ({why}): choose another --port or --host"
+        ) from None
     with listener, tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         run = LoadedRun(args.run, args.device, args.dvae)
@@ -156,4 +168,4 @@ def serve(args: argparse.Namespace):
         config = uvicorn.Config(site(page, args.run.resolve().name), log_level="warning", timeout_graceful_shutdown=2)
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"http://{host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
