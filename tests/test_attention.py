@@ -97,9 +97,10 @@ def test_changing_a_position_changes_only_those_that_may_see_it(kind):
 
 
 @pytest.mark.parametrize("kind", ["column", "conv"])
-def test_the_cells_that_a_cell_sees_are_those_of_its_mask(kind):
-    places = torch.arange(5 * 6)
-    for row, seen in zip(dense_mask(kind, 0, 6, 5, 3), seen_cells(kind, 6, 5, 3), strict=True):
+@pytest.mark.parametrize("grid", [1, 6])
+def test_the_cells_that_a_cell_sees_are_those_of_its_mask(kind, grid):
+    places = torch.arange(5 * grid)
+    for row, seen in zip(dense_mask(kind, 0, grid, 5, 3), seen_cells(kind, grid, 5, 3), strict=True):
         assert places[seen].tolist() == row.nonzero()[:, 0].tolist()
 
 

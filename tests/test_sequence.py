@@ -51,7 +51,7 @@ def test_a_caption_that_only_dropout_makes_too_long_is_encoded_without_it(bpe):
 
 def test_a_caption_of_one_token_too_many_is_encoded_without_dropout_or_cut():
     """One that is as long as the text leaves no place for [SEP]."""
-    bpe = SimpleNamespace(encode=lambda caption, dropout=0.0, rng=None: [5] * (4 if dropout else 3))
+    bpe = SimpleNamespace(encode=lambda caption, dropout=0.0, rng=None: [6] * 4 if dropout else [5] * 3)
     assert unpack_text(tokenize(bpe, ["a"], 4, dropout=0.5)) == [[5] * 3]
     with pytest.warns(UserWarning, match="4 tokens was cut to the 3 .* last 1 tokens are lost"):
         pack_text([[5] * 4], 4)
