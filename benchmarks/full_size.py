@@ -182,7 +182,9 @@ def processes(folder: Path):
 def stop_and_go_on(out: Path, first: list[str], then: list[str]) -> int:
     """Begin a run with one command, stop it by SIGTERM after its first saved state, end it with the other. Returns the
     update after which it stopped."""
-    begun = subprocess.Popen([*first, "--out", str(out)], cwd=ROOT, env=QUIET, stderr=subprocess.DEVNULL)
+    begun = subprocess.Popen(
+        [*first, "--out", str(out)], cwd=ROOT, env=QUIET, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not (out / "state/000000007").exists() and begun.poll() is None:
         time.sleep(0.01)
     begun.send_signal(signal.SIGTERM)
