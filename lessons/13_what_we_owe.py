@@ -617,7 +617,7 @@ provenance.save(folder / "signed.png", sheet[0], facts | {"seed": 0}, upscale=8,
 
 for name, key in (("tampered", None), ("forged", None), ("forged", public), ("signed", public)):
     code, sentence = provenance.verify(folder / f"{name}.png", key)
-    sentence = sentence.split(": ")[-1].replace(public[:16], "OUR KEY ")
+    sentence = sentence.split(": ")[-1].replace(public, "OUR KEY").replace(f"{folder}/", "")
     print(f"{name:8} {'asked for our key' if key else '':18} {code}: {sentence}")
 
 # %% [markdown]

@@ -12,8 +12,6 @@ no more (a limit on the size of files); each has to say so in one sentence.
 
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 import random
 import resource
@@ -33,11 +31,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_tiny
 from minidalle import checkpoint, evaluate
 from minidalle.__main__ import main as minidalle_main
-from minidalle.checkpoint import load_tensors, read_records
+from minidalle.checkpoint import load_tensors
 from minidalle.config import DVAEConfig
 from minidalle.data import shapes
 from minidalle.dvae import DVAE
 from minidalle.scale import packing, run, shards  # noqa: F401  (imported once, here, and not after each fork)
+from tests.same_run import contents
 
 SETTINGS = {
     "data.pool": 64, "dvae.n_hid": 8, "dvae.n_init": 8, "dvae.codebook_size": 16, "transformer.n_embd": 24,
@@ -138,14 +137,6 @@ def die_at(call: int, share: float, count=None):
 
 
 SAVE_FILE = checkpoint.save_file
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Hashes of all weights, with their metadata, and of the metrics without their times."""
-    found = {path.name: load_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
-    hashes = {name: checkpoint.fingerprint(tensors) + json.dumps(meta, sort_keys=True) for name, (tensors, meta) in found.items()}  # fmt: skip
-    metrics = [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in read_records(folder / "metrics.jsonl")]  # fmt: skip
-    return hashes | {"metrics": hashlib.sha256(json.dumps(metrics).encode()).hexdigest()}
 
 
 def newest_state_opens(folder: Path, before: int) -> bool:
