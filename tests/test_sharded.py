@@ -238,6 +238,7 @@ def test_a_second_signal_within_its_grace_is_the_first_one_again():
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_resuming_wants_its_own_tokenizer_but_not_the_shards_where_they_were(world, alone, tmp_path):
     shutil.copytree(world / "codes", tmp_path / "moved/codes")
     shutil.copytree(alone, tmp_path / "run")
@@ -256,6 +257,7 @@ def test_resuming_wants_its_own_tokenizer_but_not_the_shards_where_they_were(wor
     assert done.returncode == 2 and "holds a run with other settings (shards is" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_state_that_is_cut_off_is_one_sentence_that_says_what_to_remove(world, alone, tmp_path):
     shutil.copytree(alone, tmp_path / "run")
     file = sorted((tmp_path / "run/state/000000020").glob("*.safetensors"))[0]
