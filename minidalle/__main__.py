@@ -43,7 +43,6 @@ def main(argv: list[str] | None = None):
         parser.error(f"{args.verb} needs --run, the folder that train_tiny.py wrote")
     if args.verb in ("generate", "edit") and args.rerank and args.rerank < args.n:
         parser.error(f"--rerank {args.rerank} is fewer than the {args.n} pictures wanted: draw more, or lower -n")
-
     if args.verb in ("generate", "edit") and args.clip and not args.rerank:
         parser.error("--clip ranks drawings: say how many to draw with --rerank, or leave it out")
 

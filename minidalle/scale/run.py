@@ -106,7 +106,7 @@ def train(
         dvae = dvae if encoded else dvae.to(team.device)
         for run in runs:  # of process 0 alone
             run.forget_after("transformer", training.step)
-            say(
+            tqdm.write(
                 f"{plural(len(paths), 'shard')} of {'codes' if encoded else 'pictures'} in {plural(stream.n_lanes, 'lane')}; "
                 f"{sum(parameters(training.config).values()):,} parameters, {team.count} x {team.device.type}; "
                 f"{'resumed after' if training.step else 'before'} update {training.step} of {training.stage.updates}"
@@ -125,10 +125,6 @@ def check_layout(preset: Preset, dvae: DVAE):
             f"{dvae.config.codebook_size}, ÷{dvae.config.downsample}: give another --dvae, or say that you mean it with "
             + " ".join(f"--dvae.{name}={have}" for name, (_, have) in other.items())
         )
-
-
-def say(sentence: str):
-    tqdm.write(sentence)  # above a bar
 
 
 def fitted(preset: Preset, vocab_size: int) -> TransformerConfig:
@@ -184,7 +180,7 @@ def loop(
         if not (run_folder / "transformer.safetensors").exists():  # its last state was saved, and then it was killed
             keep(training, run_folder, bpe, dvae)
         for _ in runs:
-            say(
+            tqdm.write(
                 f"{stage.updates} of {stage.updates} updates are done: {run_folder} is a run that `generate` can draw with"
             )
         if (skipped := training.watch.state["skipped"]) and team.rank == 0:
